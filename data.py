@@ -1,0 +1,354 @@
+"""The data of the report: CIFAR-10 images (the label) beside MNIST digits (a distraction), and the augmentations.
+
+    python data.py                             check the data, print what is there, draw results/dataset.png
+    python data.py --synthetic data/synthetic  write a small synthetic stand-in in the same formats (no network)
+
+--data-dir (default: $DATA_DIR, else data/) holds cifar-10-batches-bin/*.bin and MNIST/raw/*, which are downloaded
+when missing, or the course's own folders {train,val}/<class>/*.png.
+
+A composite is 40x40 RGB, gray 127: a CIFAR-10 image in the top-left 24x24, an MNIST digit in the bottom-right 16x16.
+In training the digit equals the label's index with probability match_prob + (1 - match_prob) / 10 (0.64 by default);
+in validation and test, digit and label are independent.
+"""
+import argparse
+import math
+import os
+import socket
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torchvision
+from torchvision.datasets import mnist
+from torchvision.datasets.utils import download_and_extract_archive
+
+from utils import UserError, atomic, number, run, write_text
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+MEAN, STD = (0.438, 0.435, 0.422), (0.228, 0.225, 0.231)  # per channel, for images in [0, 1]: the course handout's
+
+CIFAR_URL, CIFAR_MD5 = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530"
+CIFAR_TRAIN = [f"cifar-10-batches-bin/data_batch_{i}.bin" for i in range(1, 6)]
+CIFAR_TEST = ["cifar-10-batches-bin/test_batch.bin"]
+CIFAR_NAMES = "cifar-10-batches-bin/batches.meta.txt"
+MNIST_TRAIN = ["MNIST/raw/train-images-idx3-ubyte", "MNIST/raw/train-labels-idx1-ubyte"]
+MNIST_TEST = ["MNIST/raw/t10k-images-idx3-ubyte", "MNIST/raw/t10k-labels-idx1-ubyte"]
+SYNTHETIC_NOTE = "SYNTHETIC.txt"  # its presence marks a folder that --synthetic wrote
+
+
+class Split(NamedTuple):
+    images: torch.Tensor  # uint8 [N,3,40,40]
+    labels: torch.Tensor  # int64 [N], the class index
+    digits: torch.Tensor  # int64 [N], 0 to 9, or -1 where unknown
+
+    def to(self, device):
+        return Split(*(tensor.to(device) for tensor in self))
+
+    def first(self, n):
+        """The first `n` samples (all, where there are fewer); their order is random already."""
+        return Split(*(tensor[:n] for tensor in self))
+
+
+class Splits(NamedTuple):
+    train: Split
+    val: Split
+    test: Split | None  # None: the course's test images have no labels
+    classes: tuple      # ten names
+    source: str         # what the images are, for titles
+
+
+# ---------------------------------------------------------------- the composites
+def resize(images, size):
+    """uint8 [N,C,n,n] to uint8 [N,C,size,size], as skimage.transform.resize(..., anti_aliasing=True) does it.
+
+    Gaussian blur with sigma = (n/size - 1)/2 (radius int(4 sigma + 0.5), mirrored borders), bilinear sampling at
+    half-pixel centres, floor. Both steps are linear and work on rows and columns alike, so they are one matrix R
+    and the result is R @ image @ R.T.
+    """
+    n = images.shape[-1]
+    sigma = max(0.0, (n / size - 1) / 2)
+    radius = int(4 * sigma + 0.5)
+    kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1).double() / (sigma or 1)) ** 2)
+    kernel /= kernel.sum()
+
+    blur = torch.zeros(n, n, dtype=torch.float64)
+    for i in range(n):
+        for offset in range(-radius, radius + 1):
+            j = abs(i + offset)                        # mirror at the first pixel ...
+            j = 2 * (n - 1) - j if j > n - 1 else j    # ... and at the last
+            blur[i, j] += kernel[offset + radius]
+
+    at = ((torch.arange(size).double() + 0.5) * n / size - 0.5).clamp(0, n - 1)
+    left = at.long().clamp(max=max(n - 2, 0))
+    sample = torch.zeros(size, n, dtype=torch.float64)
+    sample[torch.arange(size), left] += 1 - (at - left)
+    sample[torch.arange(size), (left + 1).clamp(max=n - 1)] += at - left
+
+    R = sample @ blur
+    chunks = [(R @ chunk.double() @ R.T + 1e-6).floor().clamp(0, 255).to(torch.uint8)  # 1e-6: 254.9999999 is 255
+              for chunk in images.split(1000)]
+    return torch.cat(chunks)
+
+
+def compose(cifar24, digit16):
+    """uint8 [N,3,24,24] and [N,1,16,16] to the uint8 [N,3,40,40] composites."""
+    canvas = torch.full((len(cifar24), 3, 40, 40), 127, dtype=torch.uint8)
+    canvas[:, :, :24, :24] = cifar24
+    canvas[:, :, 24:, 24:] = digit16
+    return canvas
+
+
+def load_splits(data_dir, match_prob=0.6, seed=0):
+    """Read `data_dir` and build the train, val and test splits, all on the CPU.
+
+    90 % of the training images are `train`, 10 % `val`; the test images are `test`. `seed` decides which, and which
+    digit meets which image; val and test do not depend on `match_prob`. MNIST's training digits are split 90/10 as
+    well, so that no validation digit was seen in training. Raises UserError for data that are missing or damaged.
+    """
+    data_dir = Path(data_dir)
+    if (data_dir / "train").is_dir() and (data_dir / "val").is_dir():
+        return load_course_folder(data_dir)
+    download_missing(data_dir)
+    images, labels = read_cifar(data_dir, CIFAR_TRAIN)
+    digit_images, digit_labels = read_mnist(data_dir, MNIST_TRAIN)
+    cifar24, digit16 = resize(images, 24), resize(digit_images, 16)
+    test_images, test_labels = read_cifar(data_dir, CIFAR_TEST)
+    test_digit_images, test_digit_labels = read_mnist(data_dir, MNIST_TEST)
+
+    # One random stream a purpose, so that one never shifts another. RandomState's streams are frozen: the same
+    # seed gives the same data set under every version of numpy.
+    rng = {name: np.random.RandomState([seed, i]) for i, name in enumerate(("split", "train", "val", "test"))}
+    order = rng["split"].permutation(len(labels))
+    held_out = len(order) // 10
+    pools = [rng["split"].permutation(np.flatnonzero(digit_labels == digit)) for digit in range(10)]
+    val_pools = [pool[:math.ceil(len(pool) / 10)] for pool in pools]
+    train_pools = [pool[math.ceil(len(pool) / 10):] for pool in pools]
+    test_pools = [np.flatnonzero(test_digit_labels == digit) for digit in range(10)]
+
+    def split(name, cifar24, labels, digit16, pools, match_prob):
+        for digit, pool in enumerate(pools):
+            if len(pool) == 0:
+                raise UserError(f"{data_dir}/MNIST/raw has too few images of the digit {digit} for the {name} split")
+        digits = np.where(rng[name].random_sample(len(labels)) < match_prob, labels,
+                          rng[name].randint(0, 10, len(labels)))
+        which = rng[name].random_sample(len(labels))
+        chosen = np.array([pools[d][int(u * len(pools[d]))] for d, u in zip(digits, which)], dtype=np.int64)
+        return Split(compose(cifar24, digit16[torch.from_numpy(chosen)]),
+                     torch.from_numpy(labels.astype(np.int64)), torch.from_numpy(digits.astype(np.int64)))
+
+    train, val = order[held_out:], order[:held_out]
+    names = data_dir / CIFAR_NAMES
+    classes = tuple(names.read_text().split()) if names.is_file() else CLASSES
+    if len(classes) != 10:
+        raise UserError(f"{names} has {len(classes)} names, expected the 10 class names, one a line")
+    return Splits(split("train", cifar24[torch.from_numpy(train)], labels[train], digit16, train_pools, match_prob),
+                  split("val", cifar24[torch.from_numpy(val)], labels[val], digit16, val_pools, 0.0),
+                  split("test", resize(test_images, 24), test_labels, resize(test_digit_images, 16), test_pools, 0.0),
+                  classes,
+                  "synthetic data" if (data_dir / SYNTHETIC_NOTE).exists() else "CIFAR-10 and MNIST composites")
+
+
+# ---------------------------------------------------------------- readers
+def download_missing(data_dir):
+    """Fetch CIFAR-10 and MNIST into `data_dir` through torchvision, checksums included, where a file is missing."""
+    def missing(files):
+        return [str(data_dir / name) for name in files if not (data_dir / name).is_file()]
+
+    socket.setdefaulttimeout(30)
+    try:
+        if missing(CIFAR_TRAIN + CIFAR_TEST):
+            download_and_extract_archive(CIFAR_URL, data_dir, md5=CIFAR_MD5)
+        if missing(MNIST_TRAIN + MNIST_TEST):
+            mnist.MNIST(data_dir, download=True)
+    except (OSError, RuntimeError) as error:  # URLError is an OSError; RuntimeError: a wrong checksum
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise UserError(
+            f"missing: {', '.join(missing(CIFAR_TRAIN + CIFAR_TEST + MNIST_TRAIN + MNIST_TEST))}; the download "
+            f"failed ({reason}). Put the unpacked {CIFAR_URL} and MNIST's four unpacked files there, or name their "
+            f"folder with --data-dir; 'bash experiments.sh demo' needs no download") from None
+
+
+def read_cifar(data_dir, files):
+    """CIFAR-10's binary version: records of 1 label byte and 3072 bytes of red, green, blue.
+
+    Returns uint8 [N,3,32,32] (tensor) and uint8 [N] (numpy)."""
+    parts = []
+    for name in files:
+        raw = np.fromfile(data_dir / name, dtype=np.uint8)
+        if len(raw) == 0 or len(raw) % 3073:
+            raise UserError(f"{data_dir / name} has {len(raw)} bytes, expected a multiple of 3073 (CIFAR-10, binary "
+                            f"version): it is truncated or another file. Delete it to download it again")
+        parts.append(raw.reshape(-1, 3073))
+        if parts[-1][:, 0].max() > 9:
+            raise UserError(f"{data_dir / name} has the label {parts[-1][:, 0].max()}, expected 0 to 9: it is not "
+                            f"CIFAR-10's binary version")
+    records = np.concatenate(parts)
+    return torch.from_numpy(records[:, 1:].reshape(-1, 3, 32, 32)), records[:, 0]
+
+
+def read_mnist(data_dir, files):
+    """MNIST's IDX files. Returns uint8 [N,1,28,28] (tensor) and uint8 [N] (numpy)."""
+    def read(reader, name, header, expected):
+        path = data_dir / name
+        count = int.from_bytes(path.read_bytes()[4:8], "big") if path.stat().st_size >= header else 0
+        size = header + count * (784 if header == 16 else 1)
+        if count == 0 or path.stat().st_size != size:
+            raise UserError(f"{path} has {path.stat().st_size} bytes, expected {expected}: it is truncated or another "
+                            f"file. Delete it to download it again")
+        try:
+            return reader(str(path))
+        except Exception:
+            raise UserError(f"{path} is not an IDX file of {expected}") from None
+
+    images = read(mnist.read_image_file, files[0], 16, "16 and 784 for each image its header counts")
+    labels = read(mnist.read_label_file, files[1], 8, "8 and 1 for each label its header counts")
+    if images.shape[1:] != (28, 28) or len(images) != len(labels) or labels.max() > 9:
+        raise UserError(f"{data_dir / files[0]} has {len(images)} images of {tuple(images.shape[1:])} and "
+                        f"{files[1]} {len(labels)} labels up to {labels.max()}, expected as many 28x28 digits, 0 to 9")
+    return images[:, None], labels.numpy().astype(np.uint8)
+
+
+def read_images(paths):
+    """PNG files, all of one size, to uint8 [N,3,H,W]; gray and transparent ones become RGB."""
+    images = []
+    for path in paths:
+        try:
+            image = torchvision.io.decode_image(str(path), torchvision.io.ImageReadMode.RGB)
+        except RuntimeError:
+            raise UserError(f"{path} is not a readable PNG") from None
+        if images and image.shape != images[0].shape or min(image.shape[1:]) < 8:
+            size = "all images of one size" if images else "at least 8x8"
+            raise UserError(f"{path} is {image.shape[2]}x{image.shape[1]} pixels, expected {size}"
+                            + (f" ({images[0].shape[2]}x{images[0].shape[1]})" if images else ""))
+        images.append(image)
+    return torch.stack(images)
+
+
+def load_course_folder(data_dir):
+    """The course's layout, DIR/{train,val}/<class>/*.png; labels in the order of the folders' names, digits -1."""
+    classes = tuple(sorted(path.name for path in (data_dir / "train").iterdir() if path.is_dir()))
+    if len(classes) != 10:
+        raise UserError(f"{data_dir / 'train'} has {len(classes)} class folders, expected 10")
+
+    def split(name):
+        paths = [(path, label) for label, c in enumerate(classes) for path in sorted((data_dir / name / c).glob("*.png"))]
+        if len({label for _, label in paths}) != 10:
+            raise UserError(f"{data_dir / name} must hold PNGs in each of the folders {', '.join(classes)}")
+        labels = torch.tensor([label for _, label in paths])
+        order = torch.from_numpy(np.random.RandomState(0).permutation(len(paths)))  # mixed, as Split.first expects
+        return Split(read_images([path for path, _ in paths])[order], labels[order], torch.full_like(labels, -1))
+
+    train, val = split("train"), split("val")
+    if train.images.shape[1:] != val.images.shape[1:]:
+        raise UserError(f"{data_dir}: train and val images differ in size")
+    return Splits(train, val, None, classes, f"images of {data_dir}")
+
+
+# ---------------------------------------------------------------- augmentations
+# Batched twins of torchvision.transforms.v2 that run on the device the data live on and draw for each sample on its
+# own (torchvision draws once a batch). Each takes and returns float [N,C,H,W]; draws come from torch's global stream.
+class RandomHorizontalFlip:
+    """Mirrors each image, digit included, with probability `p`. Takes uint8 too."""
+
+    def __init__(self, p=0.5):
+        self.p = p
+
+    def __call__(self, x):
+        chosen = torch.rand(len(x), 1, 1, 1, device=x.device) < self.p
+        return torch.where(chosen, x.flip(3), x)
+
+
+class RandomRotation:
+    """Turns each image by an angle drawn from [-degrees, degrees] about its centre; nearest pixel, corners 0."""
+
+    def __init__(self, degrees):
+        self.degrees = degrees
+
+    def __call__(self, x):
+        angle = (torch.rand(len(x), device=x.device) * 2 - 1) * math.radians(self.degrees)
+        cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+        h, w = x.shape[2:]
+        # affine_grid works in [-1, 1] on each axis: h/w and w/h keep the turn a turn where the image is no square
+        matrix = torch.stack([torch.stack([cos, -sin * h / w, zero], 1),
+                              torch.stack([sin * w / h, cos, zero], 1)], 1)
+        grid = F.affine_grid(matrix, x.shape, align_corners=False)
+        return F.grid_sample(x, grid, mode="nearest", padding_mode="zeros", align_corners=False)
+
+
+class Normalize:
+    """(x - mean) / std for each channel."""
+
+    def __init__(self, mean=MEAN, std=STD):
+        self.mean, self.std = mean, std
+
+    def __call__(self, x):
+        mean, std = (torch.tensor(v, device=x.device).view(1, -1, 1, 1) for v in (self.mean, self.std))
+        return (x - mean) / std
+
+
+class GaussianNoise:
+    """Adds noise of standard deviation `sigma` to each value, after Normalize; `clip` limits the sum to [0, 1]."""
+
+    def __init__(self, sigma, clip=False):
+        self.sigma, self.clip = sigma, clip
+
+    def __call__(self, x):
+        n, c, h, w = x.shape
+        noise = torch.randn(n, h, w, c, device=x.device).permute(0, 3, 1, 2)  # channels last: 9 times randn_like's speed
+        x = x + self.sigma * noise
+        return x.clamp(0, 1) if self.clip else x
+
+
+class RandomErasing:
+    """Fills one rectangle an image with `value`, with probability `p`, after Normalize (Zhong et al. 2020).
+
+    Its area is uniform in `scale` (a share of the image), its aspect ratio log-uniform in `ratio`, its place uniform.
+    As in torchvision, a rectangle that does not fit is drawn again, up to ten times, then the image is left alone.
+    """
+
+    def __init__(self, p=0.3, scale=(0.02, 0.05), ratio=(0.3, 3.3), value=0.0):
+        self.p, self.scale, self.ratio, self.value = p, scale, ratio, value
+
+    def __call__(self, x):
+        n, _, H, W = x.shape
+        area_draw, ratio_draw = torch.rand(2, 10, n, device=x.device)  # ten tries for each image
+        chance, top_draw, left_draw = torch.rand(3, n, device=x.device)
+
+        area = H * W * (self.scale[0] + (self.scale[1] - self.scale[0]) * area_draw)
+        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
+        ratio = torch.exp(low + (high - low) * ratio_draw)
+        h, w = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
+        fits = (h < H) & (w < W)
+        first = fits.int().argmax(0, keepdim=True)
+        h, w, fits = (tensor.gather(0, first)[0] for tensor in (h, w, fits))
+        erase = fits & (chance < self.p)
+
+        top, left = (top_draw * (H - h + 1)).floor(), (left_draw * (W - w + 1)).floor()
+        rows, columns = torch.arange(H, device=x.device), torch.arange(W, device=x.device)
+        in_rows = (rows >= top[:, None]) & (rows < (top + h)[:, None]) & erase[:, None]
+        in_columns = (columns >= left[:, None]) & (columns < (left + w)[:, None])
+        return x.masked_fill((in_rows[:, :, None] & in_columns[:, None, :])[:, None], self.value)
+
+
+def to_float(x):
+    """uint8 in [0, 255] to float32 in [0, 1], channels last in memory: the layout that convolutions are fast in."""
+    return x.to(torch.float32, memory_format=torch.channels_last).div_(255)
+
+
+def augmentation(flip=0.5, rotate=0.0, noise=0.0, erase=0.0, erase_scale=(0.02, 0.05)):
+    """The training pipeline, uint8 [N,3,H,W] to normalized float32, as a list of functions in the report's order."""
+    steps = [RandomHorizontalFlip(flip)] if flip else []
+    steps += [to_float]
+    steps += [RandomRotation(rotate)] if rotate else []
+    steps += [Normalize()]
+    steps += [GaussianNoise(noise)] if noise else []
+    steps += [RandomErasing(erase, erase_scale)] if erase else []
+    return steps
+
+
+def apply(steps, x):
+    for step in steps:
+        x = step(x)
+    return x

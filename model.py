@@ -1,0 +1,56 @@
+"""The report's CNN: five convolutions, four batch norms, one linear layer; 95,882 parameters.
+
+    conv1-bn1-ReLU, conv2-bn2-ReLU-pool, conv3-bn3-ReLU-pool, conv4-bn4-ReLU-pool, conv5, average, fc
+
+    python model.py        prints the layers and the number of parameters
+"""
+import torch.nn as nn
+import torch.nn.functional as F
+
+
+class CNN(nn.Module):
+    """[N,3,H,W] float images, H and W at least 8 (the composites are 40x40), to [N,10] logits.
+
+    `dropout_last` (0 to 5) puts dropout with probability `dropout_p` after the last N convolutional blocks:
+    after the ReLU, before the pool; for block 5 after conv5 (report, section 1.5). Raises ValueError outside
+    these ranges. The layer names are the course handout's, so a plain state dict of its network loads.
+    """
+
+    def __init__(self, dropout_last=3, dropout_p=0.1):
+        super().__init__()
+        if dropout_last not in range(6):
+            raise ValueError(f"dropout_last must be 0 to 5, not {dropout_last}")
+        self.conv1 = nn.Conv2d(3, 16, 7, padding=3)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.conv2 = nn.Conv2d(16, 32, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(32)
+        self.conv3 = nn.Conv2d(32, 48, 3, padding=1)
+        self.bn3 = nn.BatchNorm2d(48)
+        self.conv4 = nn.Conv2d(48, 64, 3, padding=1)
+        self.bn4 = nn.BatchNorm2d(64)
+        self.conv5 = nn.Conv2d(64, 80, 3, padding=1)
+        self.fc = nn.Linear(80, 10)
+        self.drop1, self.drop2, self.drop3, self.drop4, self.drop5 = (
+            nn.Dropout(dropout_p) if block > 5 - dropout_last else nn.Identity() for block in range(1, 6))
+
+        for layer in self.modules():
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # fan-in
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, x, return_maps=False):
+        """Logits; with `return_maps` also the five convolutional outputs that section 2.2 takes norms of:
+        [N,16,H,W], [N,32,H,W], [N,48,H/2,W/2], [N,64,H/4,W/4] after ReLU, and conv5's raw [N,80,H/8,W/8]."""
+        map1 = F.relu(self.bn1(self.conv1(x)))
+        map2 = F.relu(self.bn2(self.conv2(self.drop1(map1))))
+        map3 = F.relu(self.bn3(self.conv3(F.max_pool2d(self.drop2(map2), 2))))
+        map4 = F.relu(self.bn4(self.conv4(F.max_pool2d(self.drop3(map3), 2))))
+        map5 = self.conv5(F.max_pool2d(self.drop4(map4), 2))
+        logits = self.fc(self.drop5(map5).mean((2, 3)))
+        return (logits, [map1, map2, map3, map4, map5]) if return_maps else logits
+
+
+if __name__ == "__main__":
+    net = CNN()
+    print(net)
+    print("parameters", sum(p.numel() for p in net.parameters()))

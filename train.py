@@ -1,0 +1,318 @@
+"""Train the CNN. The defaults are the report's final recipe (section 1.6: 73.08 % validation accuracy).
+
+    python train.py --bs 16 --lr 1e-3 --epochs 60
+    python train.py --epochs 5 --warmup-epochs 1 --limit 5000 --out results/trial
+    python train.py ... --resume        go on after a stop, to the same result bit for bit
+
+Writes to --out: args.json, log.csv (one row an epoch), steps.csv (the training loss), curves.png,
+best.pt (the epoch with the best val_acc) and last.pt (what --resume needs).
+"""
+import argparse
+import json
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import matplotlib
+import torch
+import torch.nn.functional as F
+
+from data import apply, augmentation, load_splits
+from model import CNN
+from schedules import SCHEDULES, make_schedule
+from utils import (UserError, atomic, device_name, load_checkpoint, load_weights, number, pick_device, read_csv, run,
+                   write_csv, write_text)
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+EVAL_BATCH = 100     # images a forward pass in evaluation
+TRAIN_EVAL = 5000    # training images that train_acc is measured on
+WINDOW = 50          # steps averaged into one row of steps.csv
+
+
+def train(args):
+    out = Path(args.out)
+    device = pick_device(args.device)
+    state = claim(out, args)
+    splits = load_splits(args.data_dir, args.match_prob, args.data_seed)
+    train_set, val_set = splits.train.first(args.limit).to(device), splits.val.to(device)
+    train_eval_set = train_set.first(TRAIN_EVAL)
+    augment = augmentation(args.flip, args.rotate, args.noise, args.erase, args.erase_scale)
+    no_augment = augmentation(flip=0)
+
+    torch.backends.cudnn.deterministic = True
+    torch.manual_seed(args.seed)
+    model = CNN(args.dropout_last, args.dropout_p).to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
+    schedule = make_schedule(args.schedule, optimizer, args.epochs, args.lr_min, args.warmup_epochs,
+                             args.start_factor, args.step_size, args.gamma)
+    log, steps, best = [], [], -1.0
+    if state:
+        load_weights(model, state, out / "last.pt")
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        log, steps, best = state["log"], state["steps"], state["best_val_acc"]
+
+    settings = what_trains(args)
+    facts = {"data": splits.source, "train_images": len(train_set.labels), "val_images": len(val_set.labels),
+             "torch": torch.__version__, "hardware": device_name(device)}
+    write_text(out / "args.json", json.dumps({**settings, **facts}, indent=1) + "\n")
+    print(f"{out}: {len(train_set.labels)} training and {len(val_set.labels)} validation images ({splits.source}), "
+          f"{device_name(device)}, torch {torch.__version__}", flush=True)
+
+    progress = Progress(args.epochs, len(train_set.labels), first_epoch=len(log) + 1)
+    for epoch in range(len(log) + 1, args.epochs + 1):
+        # Every draw of an epoch follows from (seed, epoch), so a resumed run needs no generator states.
+        torch.manual_seed(args.seed * 1_000_000 + epoch)
+        start = time.perf_counter()
+        lr = optimizer.param_groups[0]["lr"]
+        batches = torch.randperm(len(train_set.labels), device=device).split(args.bs)
+        losses = torch.zeros(len(batches), device=device)
+
+        model.train()
+        for step, batch in enumerate(batches):
+            images = apply(augment, train_set.images[batch])
+            with torch.autocast(device.type, torch.bfloat16, enabled=args.amp):
+                logits = model(images)
+            loss = F.cross_entropy(logits.float(), train_set.labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses[step] = loss.detach()
+            progress.show(epoch, step, args.bs, losses)
+        schedule.step()
+
+        losses = losses.cpu()  # waits for the device: the training time ends here
+        train_seconds = time.perf_counter() - start
+        if not losses.isfinite().all():
+            step = len(batches) * (epoch - 1) + int(losses.isfinite().logical_not().nonzero()[0]) + 1
+            raise UserError(f"the loss is not finite from step {step} (epoch {epoch}) on; the files of epoch {epoch - 1} "
+                            f"are kept. Try a lower --lr than {args.lr:g}")
+        train_metrics = evaluate(model, train_eval_set, augment, args.amp)
+        val_metrics = evaluate(model, val_set, no_augment, args.amp)
+        first_step = len(batches) * (epoch - 1)
+        for i in range(0, len(batches), WINDOW):
+            chunk = losses[i:i + WINDOW]
+            steps.append({"step": first_step + i + len(chunk), "epoch": epoch, "train_loss": chunk.mean().item()})
+        log.append({
+            "epoch": epoch, "step": first_step + len(batches), "lr": lr,
+            "train_loss": losses.mean().item(), "train_acc": train_metrics["acc"],
+            "val_loss": val_metrics["loss"], "val_acc": val_metrics["acc"],
+            "val_acc_agree": val_metrics["acc_agree"], "val_acc_conflict": val_metrics["acc_conflict"],
+            "val_follows_digit": val_metrics["follows_digit"],
+            "seconds": time.perf_counter() - start, "images_per_s": len(train_set.labels) / train_seconds})
+
+        weights = {"model": model.state_dict(), "args": settings, "epoch": epoch, "classes": list(splits.classes),
+                   "val_acc": val_metrics["acc"], "train_acc": train_metrics["acc"]}
+        if val_metrics["acc"] > best:
+            best = val_metrics["acc"]
+            save(out / "best.pt", weights)
+        save(out / "last.pt", {**weights, "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
+                               "log": log, "steps": steps, "best_val_acc": best})
+        if epoch < args.epochs:
+            write_logs(out, log, steps)
+        progress.epoch_line(log[-1])
+
+    draw_curves(log, steps, f"{out.name}: best val_acc {best:.2f} %", out / "curves.png")
+    write_logs(out, log, steps)  # last of all: a log.csv with every epoch marks a finished run
+    report(out, splits, device, args.amp)
+
+
+@torch.inference_mode()
+def evaluate(model, split, steps, amp=False):
+    """Loss and accuracies (percent) of `model` in evaluation mode on `split`, each image passed through `steps`.
+
+    Returns loss, acc, predictions (int64 [N]); and, NaN where no digits are known: acc_agree and acc_conflict, the
+    accuracies where digit and label agree or conflict, and follows_digit, the share of conflicting images that are
+    predicted as the digit's class.
+    """
+    model.eval()
+    logits = []
+    for images in split.images.split(EVAL_BATCH):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
+            logits.append(model(apply(steps, images)).float())
+    logits = torch.cat(logits)
+    predictions = logits.argmax(1)
+    correct, digits = predictions == split.labels, split.digits
+    agree, conflict = digits == split.labels, (digits != split.labels) & (digits >= 0)
+    return {"loss": F.cross_entropy(logits, split.labels).item(), "acc": percent(correct), "predictions": predictions,
+            "acc_agree": percent(correct[agree]), "acc_conflict": percent(correct[conflict]),
+            "follows_digit": percent((predictions == digits)[conflict])}
+
+
+def percent(hits):
+    """The share of True in a bool tensor, in percent; NaN where it is empty."""
+    return 100 * hits.double().mean().item()
+
+
+def report(out, splits, device, amp):
+    """Print the accuracies of best.pt, each with the number of images behind it."""
+    checkpoint = load_checkpoint(out / "best.pt", device)
+    model = CNN().to(device, memory_format=torch.channels_last)
+    load_weights(model, checkpoint, out / "best.pt")
+    print(f"best_epoch {checkpoint['epoch']}")
+    for name in ("val", "test"):
+        if split := getattr(splits, name):
+            print(f"{name}_acc {evaluate(model, split.to(device), augmentation(flip=0), amp)['acc']:.2f} "
+                  f"({len(split.labels)} images)")
+
+
+# ---------------------------------------------------------------- files
+def what_trains(args):
+    """The flags that decide the result; where it is computed and written is left out."""
+    return {key: value for key, value in vars(args).items()
+            if key not in ("out", "data_dir", "device", "resume", "overwrite")}
+
+
+def claim(out, args):
+    """Look at what `out` holds. Returns the state to resume from, or None for a fresh start; exits where the run is
+    finished (0) or where another run's results would be lost (2)."""
+    if args.overwrite or not ((out / "log.csv").exists() or (out / "last.pt").exists()):
+        return None
+    there = json.loads((out / "args.json").read_text()) if (out / "args.json").exists() else {}
+    differing = [f"{key} {there.get(key)} there, {value} here" for key, value in what_trains(args).items()
+                 if there.get(key) != value]
+    if differing:
+        refuse(f"{out} holds another run ({'; '.join(differing)}): choose another --out, or --overwrite")
+    log = read_csv(out / "log.csv") if (out / "log.csv").exists() else []
+    if len(log) == args.epochs:
+        best = max(log, key=lambda row: row["val_acc"])
+        print(f"{out} is finished: {args.epochs} epochs, best val_acc {best['val_acc']:.2f} in epoch "
+              f"{best['epoch']:.0f}. --overwrite trains it again, --out elsewhere")
+        sys.exit(0)
+    if not args.resume:
+        refuse(f"{out} holds {len(log)} of {args.epochs} epochs of this run: --resume goes on, --overwrite starts again")
+    if not (out / "last.pt").exists():
+        raise UserError(f"{out / 'last.pt'} is missing, so this run cannot go on; --overwrite starts it again")
+    return load_checkpoint(out / "last.pt", pick_device(args.device))
+
+
+def refuse(message):
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def save(path, checkpoint):
+    with atomic(path) as temporary:
+        torch.save(checkpoint, temporary)
+
+
+def write_logs(out, log, steps):
+    write_csv(out / "steps.csv", steps)
+    write_csv(out / "log.csv", log)
+
+
+def draw_curves(log, steps, title, path):
+    """The report's kind of figure: losses on a log axis over the steps, accuracies below."""
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(7, 6.5), sharex=True, layout="constrained")
+    figure.suptitle(title)
+    ends = [row["step"] for row in log]
+    top.semilogy([row["step"] for row in steps], [row["train_loss"] for row in steps], color="C0", alpha=0.6, lw=0.8,
+                 label=f"training (mean of {WINDOW} steps)")
+    top.semilogy(ends, [row["val_loss"] for row in log], color="C1", marker=".", label="validation")
+    top.set_ylabel("cross-entropy loss")
+    bottom.plot(ends, [row["train_acc"] for row in log], color="C0", marker=".", label="training (augmented images)")
+    bottom.plot(ends, [row["val_acc"] for row in log], color="C1", marker=".", label="validation")
+    bottom.set(xlabel="step", ylabel="accuracy (%)")
+    for axis in (top, bottom):
+        axis.grid(alpha=0.3)
+        axis.legend()
+    with atomic(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+    plt.close(figure)
+
+
+class Progress:
+    """On a terminal one line that is written over and over; elsewhere one plain line an epoch."""
+
+    def __init__(self, epochs, images, first_epoch):
+        self.epochs, self.images, self.first_epoch = epochs, images, first_epoch
+        self.start = self.shown = time.perf_counter()
+        self.live = sys.stderr.isatty()
+
+    def show(self, epoch, step, bs, losses):
+        now = time.perf_counter()
+        if not self.live or now - self.shown < 0.5:
+            return
+        self.shown = now
+        loss = losses[step].item()  # waits for the device, twice a second at most
+        done = min((step + 1) * bs, self.images) / self.images
+        rate = (epoch - self.first_epoch + done) / (time.perf_counter() - self.start)  # epochs a second
+        left = int((self.epochs - epoch + 1 - done) / rate)
+        print(f"\r\033[Kepoch {epoch}/{self.epochs}  step {step + 1}/{len(losses)}  loss {loss:.3f}  "
+              f"{rate * self.images:.0f} images/s  {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left",
+              end="", file=sys.stderr, flush=True)
+
+    def epoch_line(self, row):
+        if self.live:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+        print(f"epoch {row['epoch']}/{self.epochs}  lr {row['lr']:.2e}  train_loss {row['train_loss']:.4f}  "
+              f"train_acc {row['train_acc']:.2f}  val_loss {row['val_loss']:.4f}  val_acc {row['val_acc']:.2f}  "
+              f"{row['seconds']:.1f} s  {row['images_per_s']:.0f} images/s", flush=True)
+
+
+# ---------------------------------------------------------------- command line
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=argparse.RawTextHelpFormatter)
+
+    def flag(name, help, **options):
+        shown = "" if options.get("action") == "store_true" or options.get("default") is None else " (default: %(default)s)"
+        parser.add_argument(name, help=help + shown, **options)
+
+    positive, share, amount = number(int, 1), number(float, 0, 1), number(float, 0)
+    flag("--bs", "batch size, images", type=positive, default=16)
+    flag("--epochs", "passes over the training images", type=positive, default=60)
+    flag("--lr", "Adam's learning rate, at its highest", type=number(float, 0, open_low=True), default=1e-3)
+    flag("--lr-min", "learning rate at the end of the cosine", type=amount, default=1e-5)
+    flag("--weight-decay", "Adam's weight decay (L2 in the gradient)", type=amount, default=1e-3)
+    flag("--schedule", "learning-rate schedule: " + ", ".join(SCHEDULES), choices=SCHEDULES, metavar="NAME",
+         default="warmup_cosine")
+    flag("--warmup-epochs", "epochs of linear warm-up in warmup_cosine", type=number(int, 0), default=10)
+    flag("--start-factor", "the warm-up starts at this share of --lr", type=number(float, 0, 1, open_low=True), default=0.1)
+    flag("--step-size", "epochs between the steps of step", type=positive, default=20)
+    flag("--gamma", "factor on the learning rate at each step of step", type=number(float, 0, 1, open_low=True), default=0.1)
+    flag("--flip", "probability of a horizontal flip", type=share, default=0.5)
+    flag("--rotate", "rotation by up to this many degrees", type=number(float, 0, 180), default=0.0)
+    flag("--noise", "standard deviation of GaussianNoise, in units of normalized images", type=amount, default=0.05)
+    flag("--erase", "probability of RandomErasing", type=share, default=0.3)
+    flag("--erase-scale", "lowest and highest share of the image that is erased\n", type=share, nargs=2,
+         metavar=("LOW", "HIGH"), default=[0.02, 0.05])
+    flag("--dropout-last", "dropout after the last N convolutional blocks, 0 to 5", type=number(int, 0, 5), metavar="N",
+         default=3)
+    flag("--dropout-p", "probability of dropout", type=share, default=0.1)
+    flag("--match-prob", "probability that a training digit is set to the label's index;\nelse it is uniform",
+         type=share, default=0.6)
+    flag("--limit", "train on the first N training images only (default: all)", type=positive, metavar="N")
+    flag("--seed", "seed of weights, order, augmentation and dropout", type=number(int, 0, 10**9), default=0)
+    flag("--data-seed", "seed of the splits and of which digit meets which image", type=number(int, 0, 10**9), default=0)
+    flag("--data-dir", "folder of the data, see data.py; $DATA_DIR sets the default", metavar="DIR",
+         default=os.environ.get("DATA_DIR", "data"))
+    flag("--out", "folder of the results", metavar="DIR", default="results/final")
+    flag("--device", "auto (cuda, mps or cpu), or a torch device", default="auto")
+    flag("--amp", "bfloat16 autocast", action="store_true")
+    flag("--resume", "go on from last.pt in --out (start, where there is none)", action="store_true")
+    flag("--overwrite", "start again, whatever --out holds", action="store_true")
+    args = parser.parse_args(argv)
+    if args.schedule == "warmup_cosine" and args.warmup_epochs >= args.epochs:
+        parser.error(f"--warmup-epochs {args.warmup_epochs} must be fewer than --epochs {args.epochs}")
+    if args.erase_scale[0] > args.erase_scale[1]:
+        parser.error("--erase-scale takes the lower share first")
+    if args.resume and args.overwrite:
+        parser.error("--resume and --overwrite exclude each other")
+    return args
+
+
+def main():
+    try:
+        train(parse_args())
+    except KeyboardInterrupt:
+        flags = [word for word in sys.argv if word not in ("--resume", "--overwrite")]
+        print(f"\ninterrupted; finished epochs are saved. Go on with: python {shlex.join(flags)} --resume", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,127 @@
+"""What the scripts share: one-line errors, argument types, files that are never half written, checkpoints."""
+import argparse
+import contextlib
+import csv
+import math
+import os
+import platform
+import sys
+
+import torch
+
+
+class UserError(Exception):
+    """Bad data or a run that cannot go on: `run` prints it as one line and exits with status 1."""
+
+
+def run(main):
+    """Call `main()`; turn what a user can cause (bad data, a full disk, Ctrl-C) into one line and an exit code."""
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {error.strerror or error}: {error.filename or 'while writing'}")
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+# ---------------------------------------------------------------- arguments
+def number(kind, low, high=math.inf, open_low=False):
+    """An argparse type: a finite `kind` (int or float) in [low, high], or in (low, high] with `open_low`."""
+    def parse(text):
+        value = kind(text)
+        if not (low <= value <= high and math.isfinite(value)) or (open_low and value == low):
+            raise argparse.ArgumentTypeError(f"{text} is not {'above' if open_low else 'at least'} {low}"
+                                             + (f" and at most {high}" if high < math.inf else ""))
+        return value
+    parse.__name__ = kind.__name__  # argparse says "invalid int value: 'x'"
+    return parse
+
+
+def pick_device(name):
+    """The torch.device for `--device`; "auto" takes cuda, then mps, then cpu. Exits 2 where there is none."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError):
+        print(f"error: there is no device '{name}' here; --device cpu always works", file=sys.stderr)
+        sys.exit(2)
+    return torch.device(name)
+
+
+def device_name(device):
+    """The hardware behind a number, for people: 'AMD EPYC, 2 threads' or 'NVIDIA H100'."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpu = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+        cpu = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), cpu)
+    return f"{cpu}, {torch.get_num_threads()} threads" if device.type == "cpu" else f"{cpu}, {device.type}"
+
+
+# ---------------------------------------------------------------- files
+@contextlib.contextmanager
+def atomic(path):
+    """Yields a temporary path beside `path`; renames it onto `path` only if the block succeeds."""
+    path = os.fspath(path)
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    stem, ext = os.path.splitext(path)
+    temporary = f"{stem}.{os.getpid()}.tmp{ext}"  # savefig goes by the extension
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(temporary)
+
+
+def write_text(path, text):
+    with atomic(path) as temporary, open(temporary, "w") as file:
+        file.write(text)
+
+
+def write_csv(path, rows):
+    """A list of dicts with the same keys, as CSV; floats in 6 significant digits, NaN as an empty cell."""
+    def cell(value):
+        return "" if value != value else f"{value:.6g}" if isinstance(value, float) else value
+    with atomic(path) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(rows[0])
+        writer.writerows([cell(value) for value in row.values()] for row in rows)
+
+
+def read_csv(path):
+    """The rows of a CSV as dicts; cells that are numbers become floats, empty ones NaN."""
+    def value(text):
+        try:
+            return float(text or "nan")
+        except ValueError:
+            return text
+    with open(path, newline="") as file:
+        return [{key: value(text) for key, text in row.items()} for row in csv.DictReader(file)]
+
+
+def load_checkpoint(path, device="cpu"):
+    """A file written by train.py, or a bare state dict, read with `weights_only=True`: code in it is refused."""
+    if not os.path.isfile(path):
+        raise UserError(f"{path} not found; train.py writes best.pt and last.pt into its --out folder")
+    try:
+        checkpoint = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path} is not a checkpoint of this network: truncated, or not only weights "
+                        f"({type(error).__name__})") from None
+    if not isinstance(checkpoint, dict):
+        raise UserError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint or a state dict")
+    return checkpoint if "model" in checkpoint else {"model": checkpoint}
+
+
+def load_weights(model, checkpoint, path):
+    """Put a checkpoint's weights into `model`; a file of another network is named, with the first difference."""
+    try:
+        model.load_state_dict(checkpoint["model"])
+    except (RuntimeError, TypeError, AttributeError) as error:
+        detail = str(error).strip().splitlines()
+        raise UserError(f"{path} holds another network than model.py: {detail[-1].strip() if detail else ''}") from None
