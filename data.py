@@ -87,7 +87,7 @@ def resize(images, size):
     sample[torch.arange(size), (left + 1).clamp(max=n - 1)] += at - left
 
     R = sample @ blur
-    chunks = [(R @ chunk.double() @ R.T + 1e-6).floor().clamp(0, 255).to(torch.uint8)  # 1e-6: 254.9999999 is 255
+    chunks = [(R @ chunk.double() @ R.T + 1e-9).floor().clamp(0, 255).to(torch.uint8)  # 1e-9: rounding is far below
               for chunk in images.split(1000)]
     return torch.cat(chunks)
 
@@ -352,3 +352,140 @@ def apply(steps, x):
     for step in steps:
         x = step(x)
     return x
+
+
+# ---------------------------------------------------------------- the synthetic stand-in
+SYNTHETIC_CLASSES = ("disc", "square", "triangle", "ring", "cross", "stripes", "bars", "checks", "dots", "diagonals")
+GLYPHS = ("01110 10001 10011 10101 11001 10001 01110", "00100 01100 00100 00100 00100 00100 01110",
+          "01110 10001 00001 00110 01000 10000 11111", "11110 00001 00001 01110 00001 00001 11110",
+          "00010 00110 01010 10010 11111 00010 00010", "11111 10000 11110 00001 00001 10001 01110",
+          "00110 01000 10000 11110 10001 10001 01110", "11111 00001 00010 00100 01000 01000 01000",
+          "01110 10001 10001 01110 10001 10001 01110", "01110 10001 10001 01111 00001 00010 01100")
+
+
+def draw_shape(label, rng):
+    """One 'CIFAR' image, uint8 [3,32,32]: the shape or texture `label` in random colours, size and place, with noise."""
+    y, x = np.mgrid[:32, :32].astype(float)
+    x, y = x - rng.uniform(11, 21), y - rng.uniform(11, 21)
+    turn = rng.uniform(-0.25, 0.25)
+    x, y = x * math.cos(turn) + y * math.sin(turn), y * math.cos(turn) - x * math.sin(turn)
+    r, size, period = np.hypot(x, y), rng.uniform(6, 11), rng.uniform(5, 9)
+    across, down, diagonal = ((v % period) < period / 2 for v in (x, y, (x + y) / math.sqrt(2)))
+    inside = (r < size, np.maximum(abs(x), abs(y)) < 0.85 * size, (y > -size) & (y < size) & (abs(x) < (y + size) / 2),
+              (r < size) & (r > 0.55 * size), (np.minimum(abs(x), abs(y)) < 0.3 * size) & (r < 1.2 * size),
+              down, across, across ^ down, np.hypot(x % period - period / 2, y % period - period / 2) < 0.3 * period,
+              diagonal)[label]
+    back, front = rng.uniform(0, 255, (2, 3, 1, 1))
+    while abs(back - front).mean() < 35:
+        front = rng.uniform(0, 255, (3, 1, 1))
+    image = np.where(inside, front, back) + rng.normal(0, 30, (3, 32, 32))
+    return image.clip(0, 255).astype(np.uint8)
+
+
+def draw_digit(digit, rng):
+    """One 'MNIST' image, uint8 [28,28]: the 5x7 glyph of `digit`, three pixels a dot, in random place and strength."""
+    glyph = np.array([[int(dot) for dot in row] for row in GLYPHS[digit].split()])
+    image = np.zeros((28, 28))
+    top, left = rng.randint(1, 7), rng.randint(3, 11)
+    image[top:top + 21, left:left + 15] = np.kron(glyph, np.ones((3, 3))) * rng.uniform(170, 255)
+    return (image + (image > 0) * rng.normal(0, 20, image.shape)).clip(0, 255).astype(np.uint8)
+
+
+def write_synthetic(folder, train=3000, test=500, seed=0):
+    """Write `train` and `test` records of procedural 'CIFAR-10' and 'MNIST' in the two official formats."""
+    folder, rng = Path(folder), np.random.RandomState(seed)
+    for name in ("cifar-10-batches-bin", "MNIST/raw"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    if (folder / CIFAR_TRAIN[0]).exists() and not (folder / SYNTHETIC_NOTE).exists():
+        raise UserError(f"{folder} holds other data already: name another folder")
+    write_text(folder / SYNTHETIC_NOTE, "Drawn by 'python data.py --synthetic': a stand-in for CIFAR-10 and MNIST, not "
+                                        "those data sets.\n")
+    write_text(folder / CIFAR_NAMES, "\n".join(SYNTHETIC_CLASSES) + "\n")
+
+    def write(name, array):
+        with atomic(folder / name) as temporary:
+            array.tofile(temporary)
+
+    def cifar(n):
+        labels = rng.randint(0, 10, n).astype(np.uint8)
+        return np.stack([np.concatenate([[label], draw_shape(label, rng).reshape(-1)]) for label in labels]).astype(np.uint8)
+
+    for part, name in zip(np.array_split(cifar(train), 5), CIFAR_TRAIN):
+        write(name, part)
+    write(CIFAR_TEST[0], cifar(test))
+    for n, (images, labels) in ((train, MNIST_TRAIN), (test, MNIST_TEST)):
+        digits = rng.permutation(np.arange(n) % 10).astype(np.uint8)
+        pixels = np.stack([draw_digit(digit, rng) for digit in digits])
+        write(images, np.frombuffer(np.array([2051, n, 28, 28], ">i4").tobytes() + pixels.tobytes(), np.uint8))
+        write(labels, np.frombuffer(np.array([2049, n], ">i4").tobytes() + digits.tobytes(), np.uint8))
+
+
+# ---------------------------------------------------------------- command line
+def describe(splits):
+    """Print, one figure a line, what the splits hold."""
+    print(f"source {splits.source}")
+    for name, split in zip(("train", "val", "test"), splits[:3]):
+        if split is None:
+            continue
+        pixels = split.images.permute(1, 0, 2, 3).flatten(1).double() / 255
+        print(f"{name}_images {len(split.labels)}")
+        print(f"{name}_mean " + " ".join(f"{v:.4f}" for v in pixels.mean(1)))
+        print(f"{name}_std " + " ".join(f"{v:.4f}" for v in pixels.std(1)))
+        if (split.digits >= 0).any():
+            print(f"{name}_match_share {(split.digits == split.labels).double().mean():.4f}")
+
+
+def draw_sheet(splits, path, rows=3):
+    """A labelled contact sheet: a column a class, `rows` rows from train and as many from val."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2 * rows, 10, figsize=(11, 1.3 + 2.55 * rows), layout="constrained")
+    figure.suptitle(f"{splits.source}: ten classes, each with a digit in the corner\n"
+                    "green: the digit equals the class's index", fontsize=13)
+    for first, name, split in ((0, "train", splits.train), (rows, "val", splits.val)):
+        for label in range(10):
+            for row, i in enumerate((split.labels == label).nonzero()[:rows, 0].tolist()):
+                axis = axes[first + row, label]
+                axis.imshow(split.images[i].permute(1, 2, 0))
+                digit = split.digits[i].item()
+                axis.set_xlabel(f"digit {digit}" if digit >= 0 else "", fontsize=10,
+                                color="tab:green" if digit == label else "black")
+        for row in range(first, first + rows):
+            axes[row, 0].set_ylabel(name, fontsize=11)
+    for label, axis in enumerate(axes[0]):
+        axis.set_title(f"{label} {splits.classes[label]}", fontsize=10)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+    with atomic(path) as temporary:
+        figure.savefig(temporary, dpi=100)
+    plt.close(figure)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--data-dir", metavar="DIR", default=os.environ.get("DATA_DIR", "data"),
+                        help="folder of the data; $DATA_DIR sets the default (default: %(default)s)")
+    parser.add_argument("--match-prob", type=number(float, 0, 1), default=0.6,
+                        help="probability that a training digit is set to the label's index, else it is uniform "
+                             "(default: %(default)s)")
+    parser.add_argument("--data-seed", type=number(int, 0, 10**9), default=0,
+                        help="seed of the splits and of which digit meets which image (default: %(default)s)")
+    parser.add_argument("--sheet", metavar="PNG", default="results/dataset.png",
+                        help="where the contact sheet goes (default: %(default)s)")
+    parser.add_argument("--synthetic", metavar="DIR", help="write a small synthetic data set there, and nothing else")
+    args = parser.parse_args()
+    if args.synthetic:
+        write_synthetic(args.synthetic)
+        print(f"{args.synthetic}: synthetic data in the formats of CIFAR-10 and MNIST; "
+              f"use it with --data-dir {args.synthetic}")
+        return
+    splits = load_splits(args.data_dir, args.match_prob, args.data_seed)
+    describe(splits)
+    draw_sheet(splits, args.sheet)
+    print(f"drew {args.sheet}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -217,6 +217,8 @@ def draw_curves(log, steps, title, path):
     bottom.plot(ends, [row["train_acc"] for row in log], color="C0", marker=".", label="training (augmented images)")
     bottom.plot(ends, [row["val_acc"] for row in log], color="C1", marker=".", label="validation")
     bottom.set(xlabel="step", ylabel="accuracy (%)")
+    top.yaxis.set_major_formatter("{x:g}")
+    top.yaxis.set_minor_formatter("{x:g}")
     for axis in (top, bottom):
         axis.grid(alpha=0.3)
         axis.legend()

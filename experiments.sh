@@ -1,0 +1,126 @@
+#!/usr/bin/env bash
+# Every experiment of the report, one line a run. Results go to results/NAME.
+#
+#   bash experiments.sh demo           the offline main job: make synthetic data, train a few epochs, analyze
+#   bash experiments.sh                run everything: a finished run is skipped, an interrupted one resumes
+#   bash experiments.sh final bs16     run these
+#   bash experiments.sh --list         print every run with its flags
+#
+#   JOBS=2        run several at once (each gets its share of the cores, and a GPU in turn where there are some)
+#   EPOCHS= LIMIT=   shrink every run to a trial, in results/trial/NAME: real results are not touched
+#   DATA_DIR=     folder of the data (default: data)      PYTHON=   the interpreter (default: python)
+set -u
+cd "$(dirname "$0")" || exit
+PYTHON=${PYTHON:-$(command -v python || command -v python3)}
+JOBS=${JOBS:-1}
+
+# The flags of a run are those in which it differs from the final recipe, which is train.py's defaults.
+plain="--schedule cosine --noise 0 --erase 0 --dropout-last 0"   # sections 1 to 1.2: flip and normalize only
+tuned="--schedule cosine --dropout-last 0"                       # section 1.3: with the best augmentation of 1.2
+wide="--erase-scale 0.02 0.1"
+
+runs() {  # name, flags
+    cat <<TABLE
+# 1 baseline
+baseline                $plain --bs 64 --epochs 25
+# 1.1 batch size
+bs64                    $plain --bs 64 --epochs 40
+bs32                    $plain --bs 32 --epochs 40
+bs16                    $plain --epochs 40
+# 1.2 data augmentation
+noise_0.01              $plain --epochs 40 --noise 0.01
+noise_0.02              $plain --epochs 40 --noise 0.02
+noise_0.05              $plain --epochs 40 --noise 0.05
+noise_0.1               $plain --epochs 40 --noise 0.1
+erase_0.2               $plain --epochs 40 --erase 0.2
+erase_0.3               $plain --epochs 40 --erase 0.3
+erase_0.4               $plain --epochs 40 --erase 0.4
+erase_0.2_wide          $plain --epochs 40 --erase 0.2 $wide
+erase_0.3_wide          $plain --epochs 40 --erase 0.3 $wide
+erase_0.4_wide          $plain --epochs 40 --erase 0.4 $wide
+rotate_5                $plain --epochs 40 --rotate 5
+rotate_10               $plain --epochs 40 --rotate 10
+noise_0.05_erase_0.3    $tuned --epochs 40
+# 1.3 Adam; its lr_1e-3 and wd_1e-3 (figure 2a) are noise_0.05_erase_0.3
+lr_1e-4                 $tuned --epochs 40 --lr 1e-4
+wd_1e-2                 $tuned --epochs 40 --weight-decay 1e-2
+wd_5e-3                 $tuned --epochs 40 --weight-decay 5e-3
+wd_1e-4                 $tuned --epochs 40 --weight-decay 1e-4
+lr_min_1e-6             $tuned --epochs 40 --lr-min 1e-6
+# 1.4 schedule; cosine over 40 epochs (figure 4a) is noise_0.05_erase_0.3
+constant                --dropout-last 0 --epochs 50 --schedule constant
+step                    --dropout-last 0 --epochs 50 --schedule step
+cosine_50               --dropout-last 0 --epochs 50 --schedule cosine
+warmup_cosine           --dropout-last 0 --epochs 50
+# 1.5 dropout; the last three with p 0.1 are final
+dropout_all_p0.1        --dropout-last 5
+dropout_all_p0.2        --dropout-last 5 --dropout-p 0.2 --epochs 40
+dropout_last1_p0.1      --dropout-last 1
+dropout_last2_p0.1      --dropout-last 2
+dropout_last1_p0.2      --dropout-last 1 --dropout-p 0.2
+dropout_last2_p0.2      --dropout-last 2 --dropout-p 0.2
+dropout_last3_p0.2      --dropout-last 3 --dropout-p 0.2
+# 1.6 the final model, and section 2 on it
+final
+TABLE
+}
+
+demo() {
+    set -e
+    "$PYTHON" data.py --synthetic data/synthetic
+    "$PYTHON" data.py --data-dir data/synthetic --sheet results/demo/dataset.png
+    "$PYTHON" train.py --data-dir data/synthetic --out results/demo --resume --epochs 8 --warmup-epochs 1
+    "$PYTHON" analyze.py --data-dir data/synthetic --ckpt results/demo/best.pt
+    echo "demo done, on synthetic data: see results/demo/curves.png, filters.png and experts.png there"
+}
+
+results=results trial=""
+if [ -n "${EPOCHS:-}${LIMIT:-}" ]; then
+    results=results/trial
+    trial="${EPOCHS:+--epochs $EPOCHS --warmup-epochs $((EPOCHS / 6))} ${LIMIT:+--limit $LIMIT}"
+fi
+
+finished() {  # name flags: the log has a row for every epoch, and the command was this one
+    local out=$results/$1 epochs
+    [ -f "$out/log.csv" ] && [ "$2" = "$(cat "$out/flags.txt" 2>/dev/null)" ] || return 1
+    epochs=$(sed -n 's/.*"epochs": \([0-9]*\).*/\1/p' "$out/args.json")
+    [ "$(wc -l < "$out/log.csv")" -eq $((epochs + 1)) ]
+}
+
+run_one() {  # name flags
+    local out=$results/$1
+    "$PYTHON" train.py --resume --out "$out" $2 || return
+    echo "$2" > "$out/flags.txt"
+    [ "$out" != results/final ] || "$PYTHON" analyze.py --ckpt "$out/best.pt"
+}
+
+flags_of() { echo $(runs | awk -v name="$1" '$1 == name { $1 = ""; print }') $trial; }
+
+case ${1:-} in
+    demo) demo; exit ;;
+    --list) runs; exit ;;
+    --one)  # one run of a sweep, called by xargs below
+        name=$2
+        if [ "$JOBS" -gt 1 ]; then
+            export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( $(nproc) / JOBS > 0 ? $(nproc) / JOBS : 1 ))}
+            gpus=$(nvidia-smi --list-gpus 2>/dev/null | grep -c .)
+            [ "$gpus" -lt 2 ] || export CUDA_VISIBLE_DEVICES=$((10#$3 % gpus))
+            run_one "$name" "$(flags_of "$name")" 2>&1 | sed -u "s/^/$name: /"
+            exit "${PIPESTATUS[0]}"
+        fi
+        echo "== $name $(flags_of "$name")"
+        run_one "$name" "$(flags_of "$name")"
+        exit ;;
+esac
+
+all=$(runs | awk '!/^#/ { print $1 }')
+for name in "$@"; do
+    grep -qxF -- "$name" <<<"$all" || { echo "error: no run is called '$name'; --list prints them" >&2; exit 2; }
+done
+todo=()
+for name in ${*:-$all}; do
+    if finished "$name" "$(flags_of "$name")"; then echo "$name is finished"; else todo+=("$name"); fi
+done
+[ ${#todo[@]} -gt 0 ] || exit 0
+"$PYTHON" data.py --sheet "$results/dataset.png" || exit   # checks the data, and downloads them once, not once a job
+for i in "${!todo[@]}"; do echo "${todo[i]} $i"; done | xargs -P "$JOBS" -L 1 bash experiments.sh --one

@@ -1,0 +1,89 @@
+"""The network against the handout's description, and where dropout acts."""
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from model import CNN
+
+
+def handout(state, x):
+    """The handout's forward pass in evaluation mode, layer by layer from the state dict; the maps and the logits."""
+    maps = []
+    for n in range(1, 6):
+        x = F.conv2d(x, state[f"conv{n}.weight"], state[f"conv{n}.bias"], padding="same")
+        if n < 5:
+            mean, var = state[f"bn{n}.running_mean"], state[f"bn{n}.running_var"]
+            x = (x - mean.view(-1, 1, 1)) / (var.view(-1, 1, 1) + 1e-5).sqrt()
+            x = x * state[f"bn{n}.weight"].view(-1, 1, 1) + state[f"bn{n}.bias"].view(-1, 1, 1)
+            x = x.clamp(min=0)
+        maps.append(x)
+        if n in (2, 3, 4):
+            x = x.unfold(2, 2, 2).unfold(3, 2, 2).amax((4, 5))
+    return x.flatten(2).mean(2) @ state["fc.weight"].T + state["fc.bias"], maps
+
+
+def test_parameters_names_and_initial_weights():
+    net = CNN()
+    assert sum(p.numel() for p in net.parameters()) == 95_882
+    assert [name for name, _ in net.named_children() if not name.startswith("drop")] == [
+        "conv1", "bn1", "conv2", "bn2", "conv3", "bn3", "conv4", "bn4", "conv5", "fc"]
+    assert net.conv1.kernel_size == (7, 7) and net.conv5.kernel_size == (3, 3)
+    for layer in (net.conv1, net.conv2, net.conv3, net.conv4, net.conv5, net.fc):
+        assert (layer.bias == 0).all()
+        fan_in = layer.weight[0].numel()
+        assert abs(layer.weight.std().item() / (2 / fan_in) ** 0.5 - 1) < 0.12
+
+
+@pytest.mark.parametrize("size", [(40, 40), (24, 32), (8, 8)])
+def test_forward_is_the_handouts(size):
+    net = CNN().train()
+    net(torch.randn(16, 3, *size))  # running statistics other than 0 and 1
+    net.eval()
+    x = torch.randn(4, 3, *size)
+    logits, maps = net(x, return_maps=True)
+    expected_logits, expected_maps = handout(net.state_dict(), x)
+    torch.testing.assert_close(logits, expected_logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(net(x), logits)
+    for ours, expected in zip(maps, expected_maps):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+    assert all((m >= 0).all() for m in maps[:4]) and (maps[4] < 0).any()
+
+
+def test_a_plain_state_dict_loads_whatever_the_dropout():
+    state = CNN(0).state_dict()
+    assert not any("drop" in key for key in state)
+    CNN(5, 0.2).load_state_dict(state)
+
+
+@pytest.mark.parametrize("dropout_last", range(6))
+def test_dropout_acts_after_the_last_n_blocks(dropout_last):
+    """What enters each next layer: zeros at the chosen places only, survivors scaled by 1/(1-p), before the pool."""
+    net = CNN(dropout_last, 0.5).train()
+    x, seen = torch.randn(4, 3, 40, 40), {}
+    for n in range(1, 6):
+        getattr(net, f"drop{n}").register_forward_hook(lambda _, inputs, output, n=n: seen.update({n: (inputs[0], output)}))
+    logits, maps = net(x, return_maps=True)
+    for n in range(1, 6):
+        before, after = seen[n]
+        assert torch.equal(before, maps[n - 1])  # after the ReLU (or conv5), at full size: before the pool
+        dropped = (after == 0) & (before != 0)
+        if n > 5 - dropout_last:
+            share = dropped.sum() / (before != 0).sum()
+            assert abs(share.item() - 0.5) < 0.03
+            torch.testing.assert_close(after[after != 0], 2 * before[after != 0])
+        else:
+            assert torch.equal(before, after)
+    torch.testing.assert_close(logits, net.fc(seen[5][1].mean((2, 3))))
+    assert sum(isinstance(layer, nn.Dropout) for layer in net.modules()) == dropout_last
+
+
+def test_evaluation_mode_has_no_dropout():
+    net, x = CNN(5, 0.5).eval(), torch.randn(2, 3, 40, 40)
+    assert torch.equal(net(x), net(x))
+
+
+@pytest.mark.parametrize("arguments", [(6, 0.1), (-1, 0.1), (3, 1.5)])
+def test_bad_arguments(arguments):
+    with pytest.raises(ValueError):
+        CNN(*arguments)
