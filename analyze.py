@@ -16,7 +16,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
-import torchvision
+from torchvision.utils import save_image
 
 from data import apply, augmentation, load_splits, read_images
 from model import CNN
@@ -91,7 +91,7 @@ def draw_filters(weight, out):
     for i, kernels in enumerate(weight):
         for channel, kernel in enumerate(kernels):
             with atomic(out / "filters" / f"filter{i + 1:02}_channel{channel + 1}.png") as temporary:
-                torchvision.io.write_png((rescale(kernel) * 255).round().to(torch.uint8)[None], temporary)
+                save_image(rescale(kernel)[None], temporary)
 
     figure, axes = plt.subplots(8, 7, figsize=(6.6, 8.2), layout="constrained", width_ratios=[1, 1, 1, 0.5, 1, 1, 1])
     figure.suptitle("First-layer kernels, each stretched to black and white:\nfilters 1 to 8 left, 9 to 16 right", fontsize=12)
@@ -103,7 +103,7 @@ def draw_filters(weight, out):
         row = axes[i % 8, 4 * (i // 8):][:3]
         row[0].set_ylabel(f"filter {i + 1}")
         for channel, (axis, kernel) in enumerate(zip(row, kernels)):
-            axis.imshow(rescale(kernel), cmap="gray")
+            axis.imshow(rescale(kernel).numpy(), cmap="gray")
             if i % 8 == 0:
                 axis.set_title(f"channel {channel + 1}\n{('red', 'green', 'blue')[channel]}", fontsize=10)
     save_figure(figure, out / "filters.png")
@@ -111,7 +111,7 @@ def draw_filters(weight, out):
     figure, axes = plt.subplots(2, 8, figsize=(10, 3.2), layout="constrained")
     figure.suptitle("First-layer filters in colour, each stretched to [0, 1]")
     for i, (axis, kernels) in enumerate(zip(axes.flat, weight)):
-        axis.imshow(rescale(kernels).permute(1, 2, 0))
+        axis.imshow(rescale(kernels).permute(1, 2, 0).numpy())
         axis.set(xticks=[], yticks=[], title=f"filter {i + 1}")
     save_figure(figure, out / "filters_rgb.png")
 
@@ -207,7 +207,7 @@ def analyze(args):
     layers = sorted({layer for name in args.layer for layer in LAYERS[name]})
     for layer in sorted({1, 5, *layers}):
         print_selectivity(layer, norms[layer - 1], classes)
-    draw_filters(model.conv1.weight.detach().float().cpu(), out)
+    draw_filters(model.conv1.weight.detach().cpu(), out)
     for layer in layers:
         write_csv(out / f"experts_layer{layer}.csv", expert_table(norms[layer - 1], classes))
         draw_layer(layer, norms[layer - 1], classes, splits.source, out)

@@ -20,8 +20,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchvision
 from torchvision.datasets import mnist
+from torchvision.datasets.folder import default_loader
 from torchvision.datasets.utils import download_and_extract_archive
 
 from utils import UserError, atomic, number, run, write_text
@@ -215,8 +215,8 @@ def read_images(paths):
     images = []
     for path in paths:
         try:
-            image = torchvision.io.decode_image(str(path), torchvision.io.ImageReadMode.RGB)
-        except RuntimeError:
+            image = torch.from_numpy(np.array(default_loader(str(path)))).permute(2, 0, 1)
+        except OSError:  # PIL's errors are OSErrors
             raise UserError(f"{path} is not a readable PNG") from None
         if images and image.shape != images[0].shape or min(image.shape[1:]) < 8:
             size = "all images of one size" if images else "at least 8x8"
@@ -339,18 +339,18 @@ def to_float(x):
 
 def augmentation(flip=0.5, rotate=0.0, noise=0.0, erase=0.0, erase_scale=(0.02, 0.05)):
     """The training pipeline, uint8 [N,3,H,W] to normalized float32, as a list of functions in the report's order."""
-    steps = [RandomHorizontalFlip(flip)] if flip else []
-    steps += [to_float]
-    steps += [RandomRotation(rotate)] if rotate else []
-    steps += [Normalize()]
-    steps += [GaussianNoise(noise)] if noise else []
-    steps += [RandomErasing(erase, erase_scale)] if erase else []
-    return steps
+    transforms = [RandomHorizontalFlip(flip)] if flip else []
+    transforms += [to_float]
+    transforms += [RandomRotation(rotate)] if rotate else []
+    transforms += [Normalize()]
+    transforms += [GaussianNoise(noise)] if noise else []
+    transforms += [RandomErasing(erase, erase_scale)] if erase else []
+    return transforms
 
 
-def apply(steps, x):
-    for step in steps:
-        x = step(x)
+def apply(transforms, x):
+    for transform in transforms:
+        x = transform(x)
     return x
 
 
@@ -448,7 +448,7 @@ def draw_sheet(splits, path, rows=3):
         for label in range(10):
             for row, i in enumerate((split.labels == label).nonzero()[:rows, 0].tolist()):
                 axis = axes[first + row, label]
-                axis.imshow(split.images[i].permute(1, 2, 0))
+                axis.imshow(split.images[i].permute(1, 2, 0).numpy())
                 digit = split.digits[i].item()
                 axis.set_xlabel(f"digit {digit}" if digit >= 0 else "", fontsize=10,
                                 color="tab:green" if digit == label else "black")

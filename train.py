@@ -56,6 +56,9 @@ def train(args):
         schedule.load_state_dict(state["schedule"])
         log, steps, best = state["log"], state["steps"], state["best_val_acc"]
 
+    if args.overwrite:  # now, when the data are good; a half overwritten run must not look finished
+        for name in ("log.csv", "last.pt", "best.pt", "steps.csv", "curves.png"):
+            (out / name).unlink(missing_ok=True)
     settings = what_trains(args)
     facts = {"data": splits.source, "train_images": len(train_set.labels), "val_images": len(val_set.labels),
              "torch": torch.__version__, "hardware": device_name(device)}
@@ -69,36 +72,24 @@ def train(args):
         torch.manual_seed(args.seed * 1_000_000 + epoch)
         start = time.perf_counter()
         lr = optimizer.param_groups[0]["lr"]
-        batches = torch.randperm(len(train_set.labels), device=device).split(args.bs)
-        losses = torch.zeros(len(batches), device=device)
-
-        model.train()
-        for step, batch in enumerate(batches):
-            images = apply(augment, train_set.images[batch])
-            with torch.autocast(device.type, torch.bfloat16, enabled=args.amp):
-                logits = model(images)
-            loss = F.cross_entropy(logits.float(), train_set.labels[batch])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses[step] = loss.detach()
-            progress.show(epoch, step, args.bs, losses)
+        losses = train_epoch(model, optimizer, train_set, augment, args.bs, args.amp,
+                             lambda step, losses: progress.show(epoch, step, args.bs, losses))
         schedule.step()
 
-        losses = losses.cpu()  # waits for the device: the training time ends here
+        losses = losses.cpu()  # waits for the device
         train_seconds = time.perf_counter() - start
         if not losses.isfinite().all():
-            step = len(batches) * (epoch - 1) + int(losses.isfinite().logical_not().nonzero()[0]) + 1
+            step = len(losses) * (epoch - 1) + int(losses.isfinite().logical_not().nonzero()[0]) + 1
             raise UserError(f"the loss is not finite from step {step} (epoch {epoch}) on; the files of epoch {epoch - 1} "
                             f"are kept. Try a lower --lr than {args.lr:g}")
         train_metrics = evaluate(model, train_eval_set, augment, args.amp)
         val_metrics = evaluate(model, val_set, no_augment, args.amp)
-        first_step = len(batches) * (epoch - 1)
-        for i in range(0, len(batches), WINDOW):
+        first_step = len(losses) * (epoch - 1)
+        for i in range(0, len(losses), WINDOW):
             chunk = losses[i:i + WINDOW]
             steps.append({"step": first_step + i + len(chunk), "epoch": epoch, "train_loss": chunk.mean().item()})
         log.append({
-            "epoch": epoch, "step": first_step + len(batches), "lr": lr,
+            "epoch": epoch, "step": first_step + len(losses), "lr": lr,
             "train_loss": losses.mean().item(), "train_acc": train_metrics["acc"],
             "val_loss": val_metrics["loss"], "val_acc": val_metrics["acc"],
             "val_acc_agree": val_metrics["acc_agree"], "val_acc_conflict": val_metrics["acc_conflict"],
@@ -121,24 +112,43 @@ def train(args):
     report(out, splits, device, args.amp)
 
 
-@torch.inference_mode()
-def evaluate(model, split, steps, amp=False):
-    """Loss and accuracies (percent) of `model` in evaluation mode on `split`, each image passed through `steps`.
+def train_epoch(model, optimizer, split, transforms, bs, amp=False, show=lambda step, losses: None):
+    """One pass over `split` in random order: gather, augment, forward, backward, Adam. Returns the losses of the
+    batches, float [ceil(N/bs)], on the device; `show(step, losses)` is called after each."""
+    model.train()
+    batches = torch.randperm(len(split.labels), device=split.labels.device).split(bs)
+    losses = torch.zeros(len(batches), device=split.labels.device)
+    for step, batch in enumerate(batches):
+        images = apply(transforms, split.images[batch])
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
+            logits = model(images)
+        loss = F.cross_entropy(logits.float(), split.labels[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses[step] = loss.detach()
+        show(step, losses)
+    return losses
 
-    Returns loss, acc, predictions (int64 [N]); and, NaN where no digits are known: acc_agree and acc_conflict, the
-    accuracies where digit and label agree or conflict, and follows_digit, the share of conflicting images that are
-    predicted as the digit's class.
+
+@torch.inference_mode()
+def evaluate(model, split, transforms, amp=False):
+    """Loss and accuracies (percent) of `model` in evaluation mode on `split`, each image passed through `transforms`.
+
+    Returns a dict: loss, acc; and, NaN where no digits are known: acc_agree and acc_conflict, the accuracies where
+    digit and label agree or conflict, and follows_digit, the share of conflicting images that are predicted as the
+    digit's class.
     """
     model.eval()
     logits = []
     for images in split.images.split(EVAL_BATCH):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
-            logits.append(model(apply(steps, images)).float())
+            logits.append(model(apply(transforms, images)).float())
     logits = torch.cat(logits)
     predictions = logits.argmax(1)
     correct, digits = predictions == split.labels, split.digits
     agree, conflict = digits == split.labels, (digits != split.labels) & (digits >= 0)
-    return {"loss": F.cross_entropy(logits, split.labels).item(), "acc": percent(correct), "predictions": predictions,
+    return {"loss": F.cross_entropy(logits, split.labels).item(), "acc": percent(correct),
             "acc_agree": percent(correct[agree]), "acc_conflict": percent(correct[conflict]),
             "follows_digit": percent((predictions == digits)[conflict])}
 
@@ -172,7 +182,11 @@ def claim(out, args):
     finished (0) or where another run's results would be lost (2)."""
     if args.overwrite or not ((out / "log.csv").exists() or (out / "last.pt").exists()):
         return None
-    there = json.loads((out / "args.json").read_text()) if (out / "args.json").exists() else {}
+    try:
+        there = json.loads((out / "args.json").read_text())
+    except (FileNotFoundError, ValueError):
+        raise UserError(f"{out / 'args.json'} is missing or damaged, so {out} cannot be told from another run; "
+                        f"--overwrite starts again") from None
     differing = [f"{key} {there.get(key)} there, {value} here" for key, value in what_trains(args).items()
                  if there.get(key) != value]
     if differing:
@@ -187,7 +201,10 @@ def claim(out, args):
         refuse(f"{out} holds {len(log)} of {args.epochs} epochs of this run: --resume goes on, --overwrite starts again")
     if not (out / "last.pt").exists():
         raise UserError(f"{out / 'last.pt'} is missing, so this run cannot go on; --overwrite starts it again")
-    return load_checkpoint(out / "last.pt", pick_device(args.device))
+    state = load_checkpoint(out / "last.pt", pick_device(args.device))
+    if "optimizer" not in state:
+        raise UserError(f"{out / 'last.pt'} is not train.py's: it has no optimizer state; --overwrite starts again")
+    return state
 
 
 def refuse(message):

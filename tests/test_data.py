@@ -6,8 +6,8 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
-import torchvision
 from torchvision.transforms import v2
+from torchvision.utils import save_image
 
 import data
 from utils import UserError
@@ -152,8 +152,7 @@ def write_course_folder(folder, size=40, per_class=2):
         for label, name in enumerate(data.CLASSES):
             (folder / split / name).mkdir(parents=True)
             for i in range(per_class):
-                image = torch.full((3, size, size), 20 * label + i, dtype=torch.uint8)
-                torchvision.io.write_png(image, str(folder / split / name / f"{i}.png"))
+                save_image(torch.full((3, size, size), (20 * label + i) / 255), folder / split / name / f"{i}.png")
 
 
 def test_course_folder(tmp_path):
@@ -169,7 +168,7 @@ def test_course_folder(tmp_path):
 def test_course_folder_errors(tmp_path):
     write_course_folder(tmp_path)
     odd = tmp_path / "train" / "cat" / "odd.png"
-    torchvision.io.write_png(torch.zeros(3, 30, 40, dtype=torch.uint8), str(odd))
+    save_image(torch.zeros(3, 30, 40), odd)
     with pytest.raises(UserError, match=r"odd\.png is 40x30 pixels"):
         data.load_splits(tmp_path)
     odd.write_bytes(b"no picture")
@@ -249,9 +248,8 @@ def test_gaussian_noise_has_torchvisions_distribution():
 
 @pytest.mark.parametrize("size", [(40, 40), (24, 36)])
 def test_rotation_is_torchvisions_rotation(monkeypatch, size):
-    angles = torch.tensor([-10.0, -3.3, 0.0, 4.7, 10.0])
+    x, angles = torch.rand(5, 3, *size), torch.tensor([-10.0, -3.3, 0.0, 4.7, 10.0])
     monkeypatch.setattr(torch, "rand", lambda n, device: (angles / 10 + 1) / 2)
-    x = torch.rand(5, 3, *size)
     for ours, image, angle in zip(data.RandomRotation(10)(x), x, angles):
         theirs = v2.functional.rotate(image, angle.item(), fill=0.0)
         assert (ours == theirs).double().mean() > 0.995  # pixels half way between two may fall to either

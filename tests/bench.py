@@ -1,0 +1,170 @@
+"""Speed of training beside the ordinary loop (ImageFolder, v2 transforms, DataLoader), on the same images.
+
+    python tests/bench.py        about 6 minutes on 2 cores; needs a quiet machine and the data (--data-dir)
+
+Prints, and writes to results/bench.csv: images/s at batch 16 and 64, fp32 and bfloat16 (median of the rounds; the two
+loops take turns); the step's GFLOP/s as a share of this machine's matrix product in that precision; peak memory and
+the seconds from start to the first step of train.py.
+"""
+import argparse
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+from torchvision.utils import save_image
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import data  # noqa: E402
+import train  # noqa: E402
+from model import CNN  # noqa: E402
+from utils import device_name, pick_device, run, write_csv  # noqa: E402
+
+WORKERS = (0, 2, 4)
+
+
+def synchronize(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+class Ordinary:
+    """The loop as it is usually written."""
+
+    def __init__(self, folder, bs, amp, workers, device):
+        transform = v2.Compose([v2.RandomHorizontalFlip(), v2.ToImage(), v2.ToDtype(torch.float32, scale=True),
+                                v2.Normalize(data.MEAN, data.STD), v2.GaussianNoise(0, 0.05, clip=False),
+                                v2.RandomErasing(0.3, (0.02, 0.05))])
+        self.loader = DataLoader(ImageFolder(folder, transform), bs, shuffle=True, num_workers=workers,
+                                 persistent_workers=workers > 0, pin_memory=device.type == "cuda")
+        self.model, self.amp, self.device = CNN().to(device), amp, device
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3, weight_decay=1e-3)
+
+    def images_per_s(self, seconds):
+        self.model.train()
+        images, start = 0, None
+        while True:
+            for step, (x, y) in enumerate(self.loader):
+                x, y = x.to(self.device), y.to(self.device)
+                self.optimizer.zero_grad()
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
+                    loss = F.cross_entropy(self.model(x), y)
+                loss.backward()
+                self.optimizer.step()
+                loss.item()
+                if start is None:
+                    if step == 4:  # the first steps warm up
+                        start = time.perf_counter()
+                    continue
+                images += len(y)
+                if time.perf_counter() - start > seconds:
+                    return images / (time.perf_counter() - start)
+
+
+class Ours:
+    """train.py's epoch."""
+
+    def __init__(self, split, bs, amp, device):
+        self.split, self.bs, self.amp, self.device = split, bs, amp, device
+        self.model = CNN().to(device, memory_format=torch.channels_last)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3, weight_decay=1e-3, fused=True)
+        self.transforms = data.augmentation(flip=0.5, noise=0.05, erase=0.3)
+
+    def images_per_s(self, seconds):
+        def go(n):
+            train.train_epoch(self.model, self.optimizer, self.split.first(n * self.bs), self.transforms, self.bs, self.amp)
+            synchronize(self.device)
+        go(5)
+        images, start = 0, time.perf_counter()
+        while time.perf_counter() - start < seconds:
+            go(20)
+            images += 20 * self.bs
+        return images / (time.perf_counter() - start)
+
+
+def matmul_gflops(dtype, device, n=2048):
+    a, b = torch.randn(n, n, device=device, dtype=dtype), torch.randn(n, n, device=device, dtype=dtype)
+    best = 0.0
+    for _ in range(6):
+        synchronize(device)
+        start = time.perf_counter()
+        a @ b
+        synchronize(device)
+        best = max(best, 2 * n ** 3 / (time.perf_counter() - start) / 1e9)
+    return best
+
+
+def step_gflop_per_image():
+    counter = FlopCounterMode(display=False)
+    with counter:
+        F.cross_entropy(CNN()(torch.randn(2, 3, 40, 40)), torch.tensor([0, 1])).backward()
+    return counter.get_total_flops() / 2 / 1e9
+
+
+def start_and_memory(args):
+    """Seconds from start to train.py's last line before its first step, and its peak memory over an epoch, in GB."""
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, train.__file__, "--epochs", "1", "--warmup-epochs", "0", "--limit", "5000", "--out",
+             f"{folder}/run", "--data-dir", args.data_dir, "--device", args.device], stdout=subprocess.PIPE)
+        process.stdout.readline()
+        seconds = time.perf_counter() - start
+        process.communicate()
+    return seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6  # kB on Linux
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--data-dir", metavar="DIR", default=os.environ.get("DATA_DIR", "data"),
+                        help="folder of the data; $DATA_DIR sets the default (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="auto (cuda, mps or cpu), or a torch device (default: auto)")
+    parser.add_argument("--seconds", type=float, default=6, help="length of one measurement, s (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements, of which the median counts (default: 3)")
+    parser.add_argument("--out", default="results/bench.csv", help="default: %(default)s")
+    args = parser.parse_args()
+    device = pick_device(args.device)
+
+    seconds, memory = start_and_memory(args)
+    split = data.load_splits(args.data_dir).train.first(4000)
+    hardware = f"{device_name(device)}, torch {torch.__version__}"
+    print(f"hardware {hardware}\nseconds_to_first_step {seconds:.1f}\npeak_memory_gb {memory:.2f}", flush=True)
+    gflop, rows = step_gflop_per_image(), []
+    with tempfile.TemporaryDirectory() as folder:
+        for i, (image, label) in enumerate(zip(split.images, split.labels.tolist())):
+            Path(folder, str(label)).mkdir(exist_ok=True)
+            save_image(image / 255, Path(folder, str(label), f"{i}.png"))
+        split = split.to(device)
+        for bs in (16, 64):
+            speeds = {workers: Ordinary(folder, bs, False, workers, device).images_per_s(args.seconds) for workers in WORKERS}
+            workers = max(speeds, key=speeds.get)
+            print(f"ordinary_workers bs {bs}: " + ", ".join(f"{w} workers {s:.0f}" for w, s in speeds.items()), flush=True)
+            for amp, dtype in ((False, torch.float32), (True, torch.bfloat16)):
+                loops = Ordinary(folder, bs, amp, workers, device), Ours(split, bs, amp, device)
+                rounds = [[loop.images_per_s(args.seconds) for loop in loops] for _ in range(args.rounds)]
+                ordinary, ours = (statistics.median(values) for values in zip(*rounds))
+                peak = matmul_gflops(dtype, device)
+                rows.append({"bs": bs, "precision": "bf16" if amp else "fp32", "ordinary_workers": workers,
+                             "ordinary_images_per_s": round(ordinary), "images_per_s": round(ours),
+                             "times_ordinary": round(ours / ordinary, 2), "gflop_per_s": round(ours * gflop, 1),
+                             "matmul_gflop_per_s": round(peak, 1), "share_of_matmul": round(ours * gflop / peak, 3),
+                             "images_per_s_rounds": " ".join(f"{r[1]:.0f}" for r in rounds),
+                             "ordinary_rounds": " ".join(f"{r[0]:.0f}" for r in rounds),
+                             "seconds_to_first_step": round(seconds, 1), "peak_memory_gb": round(memory, 2),
+                             "hardware": hardware})
+                print("  ".join(f"{key} {value}" for key, value in list(rows[-1].items())[:-3]), flush=True)
+    write_csv(args.out, rows)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,116 @@
+"""The analysis against naive loops and closed forms, and the files it writes."""
+import csv
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torchvision.datasets.folder import default_loader
+from torchvision.utils import save_image
+
+import analyze
+import data
+from model import CNN
+from utils import UserError
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A bare state dict, as the course's network would be saved, with running statistics of its own."""
+    torch.manual_seed(1)
+    net = CNN().train()
+    net(torch.randn(32, 3, 40, 40))
+    path = tmp_path_factory.mktemp("ckpt") / "net.pt"
+    torch.save(net.state_dict(), path)
+    return path
+
+
+def load(checkpoint):
+    net = CNN()
+    net.load_state_dict(torch.load(checkpoint, weights_only=True))
+    return net.eval()
+
+
+def call(monkeypatch, *flags):
+    monkeypatch.setattr(sys, "argv", ["analyze.py", *map(str, flags)])
+    analyze.main()
+
+
+def test_class_norms_are_means_of_l2_norms(checkpoint, data_dir):
+    net, val = load(checkpoint), data.load_splits(data_dir).val
+    norms = analyze.class_norms(net, val)
+    assert [n.shape for n in norms] == [(16, 10), (32, 10), (48, 10), (64, 10), (80, 10)]
+    with torch.no_grad():
+        maps = net(data.apply(analyze.NO_AUGMENT, val.images), return_maps=True)[1]
+    for layer in (1, 3, 5):
+        for i in (0, 7):
+            for c in range(10):
+                of_class = [sum(float(v) ** 2 for v in maps[layer - 1][k, i].flatten()) ** 0.5
+                            for k in range(len(val.labels)) if val.labels[k] == c]
+                assert norms[layer - 1][i, c] == pytest.approx(sum(of_class) / len(of_class), rel=1e-4)
+
+
+def test_a_class_without_images_is_named(checkpoint, data_dir):
+    val = data.load_splits(data_dir).val
+    keep = val.labels != 4
+    with pytest.raises(UserError, match="class 4"):
+        analyze.class_norms(load(checkpoint), data.Split(*(t[keep] for t in val)))
+
+
+def test_selectivity_closed_forms():
+    norms = np.array([[1.0] * 10, [5.0] + [0.0] * 9, [3.0] + [1.0] * 9, [0.0] * 10, [0, 0, 8, 1, 1, 1, 1, 1, 2, 2]])
+    np.testing.assert_allclose(analyze.selectivity(norms), [0, 1, 0.5, 0, (8 - 1) / (8 + 1)])
+
+
+def test_it_writes_what_it_says(checkpoint, data_dir, tmp_path, monkeypatch, capsys):
+    call(monkeypatch, "--ckpt", checkpoint, "--layer", "first", "2", "--out", tmp_path, "--data-dir", data_dir)
+    names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")}
+    expected = {"filters.png", "filters_rgb.png", "experts.png", "experts_layer1.png", "experts_layer1.csv",
+                "experts_layer2.png", "experts_layer2.csv"}
+    expected |= {f"filters/filter{i:02}_channel{c}.png" for i in range(1, 17) for c in (1, 2, 3)}
+    expected |= {f"experts_layer1/filter{i:02}.png" for i in range(1, 17)}
+    expected |= {f"experts_layer2/filter{i:02}.png" for i in range(1, 33)}
+    assert names == expected
+
+    printed = dict(line.split(" ", 1) for line in capsys.readouterr().out.splitlines())
+    net, splits = load(checkpoint), data.load_splits(data_dir)
+    correct = [net(data.apply(analyze.NO_AUGMENT, splits.val.images)).argmax(1) == splits.val.labels]
+    assert printed["val_acc"] == f"{100 * correct[0].double().mean():.2f} (40 images)"
+    assert printed["test_acc"].endswith("(60 images)")
+    norms = analyze.class_norms(net, splits.val)
+    index = sorted((max(r) - (sum(r) - max(r)) / 9) / (max(r) + (sum(r) - max(r)) / 9) for r in norms[0].tolist())
+    assert printed["layer1_selectivity_median"] == f"{(index[7] + index[8]) / 2:.4f} (16 filters)"
+
+    with open(tmp_path / "experts_layer1.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == 16 and list(table[0]) == ["filter", *splits.classes, "class_selectivity_index", "best_class"]
+    for row, means in zip(table, norms[0]):
+        np.testing.assert_allclose([float(row[c]) for c in splits.classes], means, rtol=1e-5)
+        assert row["best_class"] == splits.classes[int(means.argmax())]
+
+    kernel = net.conv1.weight[4, 2].detach()  # stretched to [0, 255]
+    expected = (255 * (kernel - kernel.min()) / (kernel.max() - kernel.min())).round()
+    pixels = np.array(default_loader(str(tmp_path / "filters" / "filter05_channel3.png")))
+    assert pixels.shape == (7, 7, 3) and pixels.min() == 0 and pixels.max() == 255
+    np.testing.assert_allclose(pixels[:, :, 0], expected, atol=1)
+
+
+def test_predictions_in_natural_order(checkpoint, tmp_path, monkeypatch):
+    images, folder = torch.rand(12, 3, 40, 40), tmp_path / "test_unlabeled"
+    folder.mkdir()
+    for i, image in enumerate(images):
+        save_image(image, folder / f"img{i}.png")
+    call(monkeypatch, "--ckpt", checkpoint, "--predict", folder, "--out", tmp_path)
+    pixels = (images * 255 + 0.5).to(torch.uint8)
+    expected = load(checkpoint)(data.apply(analyze.NO_AUGMENT, pixels)).argmax(1).tolist()
+    assert (tmp_path / "predictions.txt").read_text() == "".join(f"img{i}.png,{c}\n" for i, c in enumerate(expected))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no PNG"):
+        call(monkeypatch, "--ckpt", checkpoint, "--predict", tmp_path / "empty", "--out", tmp_path)
+
+
+@pytest.mark.parametrize("flags", [["--layer", "6"], ["--layer", "middle"], []])
+def test_bad_flags_exit_with_2(monkeypatch, flags):
+    with pytest.raises(SystemExit) as stop:
+        call(monkeypatch, *(["--ckpt", "x.pt", *flags] if flags else []))
+    assert stop.value.code == 2

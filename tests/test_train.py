@@ -1,0 +1,285 @@
+"""The loop: what it writes, what it measures, that a stopped run goes on to the same bits, and what it refuses."""
+import csv
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import data
+import train
+import utils
+from model import CNN
+from utils import UserError
+
+FLAGS = ["--epochs", "4", "--warmup-epochs", "1", "--limit", "200", "--bs", "32", "--device", "cpu"]
+WALL_CLOCK = ("seconds", "images_per_s")
+
+
+def call(data_dir, out, *flags):
+    train.train(train.parse_args([*FLAGS, "--data-dir", str(data_dir), "--out", str(out), *flags]))
+
+
+def rows(out):
+    with open(out / "log.csv", newline="") as file:
+        return [{key: value for key, value in row.items() if key not in WALL_CLOCK} for row in csv.DictReader(file)]
+
+
+def same(a, b):
+    """Equal to the last bit, through nested dicts and lists."""
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a if key not in WALL_CLOCK)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b or a != a and b != b
+
+
+@pytest.fixture(scope="module")
+def whole(data_dir, tmp_path_factory):
+    """An uninterrupted run."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    call(data_dir, out)
+    return out
+
+
+def assert_same_run(out, whole):
+    assert rows(out) == rows(whole)
+    assert (out / "steps.csv").read_bytes() == (whole / "steps.csv").read_bytes()
+    for name in ("best.pt", "last.pt"):
+        assert same(*(torch.load(folder / name, weights_only=True) for folder in (out, whole)))
+
+
+# ---------------------------------------------------------------- what a run writes
+def test_a_run_writes_its_files(whole):
+    assert sorted(path.name for path in whole.iterdir()) == ["args.json", "best.pt", "curves.png", "last.pt", "log.csv",
+                                                             "steps.csv"]
+    log = rows(whole)
+    assert [row["epoch"] for row in log] == ["1", "2", "3", "4"]
+    assert [row["step"] for row in log] == ["7", "14", "21", "28"]  # 200 images in batches of 32, the last one of 8
+    assert [float(row["lr"]) for row in log][:2] == [1e-4, 1e-3]
+    args = json.loads((whole / "args.json").read_text())
+    assert args["bs"] == 32 and args["train_images"] == 200 and args["data"] == "synthetic data"
+    best = torch.load(whole / "best.pt", weights_only=True)
+    accuracies = [float(row["val_acc"]) for row in log]
+    assert best["val_acc"] == pytest.approx(max(accuracies)) and best["epoch"] == accuracies.index(max(accuracies)) + 1
+
+
+def test_the_last_rows_are_the_last_weights(whole, data_dir):
+    """val_acc and its groups, computed here image by image from last.pt."""
+    net = CNN().eval()
+    net.load_state_dict(torch.load(whole / "last.pt", weights_only=True)["model"])
+    val = data.load_splits(data_dir).val
+    hits = {"val_acc": [], "val_acc_agree": [], "val_acc_conflict": [], "val_follows_digit": []}
+    for image, label, digit in zip(val.images, val.labels, val.digits):
+        x = (image / 255 - torch.tensor(data.MEAN).view(3, 1, 1)) / torch.tensor(data.STD).view(3, 1, 1)
+        predicted = net(x[None]).argmax()
+        hits["val_acc"].append(predicted == label)
+        hits["val_acc_agree" if digit == label else "val_acc_conflict"].append(predicted == label)
+        if digit != label:
+            hits["val_follows_digit"].append(predicted == digit)
+    for name, values in hits.items():
+        assert float(rows(whole)[-1][name]) == pytest.approx(100 * sum(values).item() / len(values), abs=1e-3)
+
+
+def test_same_seed_same_bits_and_another_seed_others(whole, data_dir, tmp_path):
+    call(data_dir, tmp_path / "again")
+    assert_same_run(tmp_path / "again", whole)
+    call(data_dir, tmp_path / "other", "--seed", "1")
+    assert rows(tmp_path / "other") != rows(whole)
+
+
+def test_one_step_is_adam_with_l2_on_the_augmented_batch(data_dir, tmp_path):
+    """The first step, done again by hand: gather, augment, cross-entropy, gradient plus L2, Adam's formula."""
+    call(data_dir, tmp_path / "r", "--limit", "32", "--epochs", "1", "--schedule", "constant", "--dropout-last", "0",
+         "--weight-decay", "0.1")
+    torch.manual_seed(0)
+    net = CNN(0).to(memory_format=torch.channels_last)
+    images = data.load_splits(data_dir).train.first(32)
+    torch.manual_seed(1)
+    order = torch.randperm(32)
+    x = data.apply(data.augmentation(0.5, 0, 0.05, 0.3), images.images[order])
+    F.cross_entropy(net.train()(x), images.labels[order]).backward()
+    trained = torch.load(tmp_path / "r" / "last.pt", weights_only=True)["model"]
+    for name, p in net.named_parameters():
+        gradient = p.grad + 0.1 * p.detach()
+        torch.testing.assert_close(trained[name], p.detach() - 1e-3 * gradient / (gradient.abs() + 1e-8), rtol=0, atol=2e-5)
+
+
+# ---------------------------------------------------------------- evaluation
+def test_evaluation_is_in_evaluation_mode_and_changes_nothing(data_dir):
+    net, val = CNN(5, 0.5).train(), data.load_splits(data_dir).val
+    net(torch.randn(16, 3, 40, 40))
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    metrics = train.evaluate(net, val, data.augmentation(flip=0))
+    assert same(before, net.state_dict())
+    net.eval()
+    logits = torch.stack([net(data.apply(data.augmentation(flip=0), image[None]))[0] for image in val.images])
+    assert metrics["loss"] == pytest.approx(F.cross_entropy(logits, val.labels).item(), rel=1e-4)
+    assert metrics["acc"] == pytest.approx(100 * (logits.argmax(1) == val.labels).double().mean().item())
+
+
+def test_groups_are_nan_where_digits_are_unknown(data_dir):
+    val = data.load_splits(data_dir).val
+    unknown = val._replace(digits=torch.full_like(val.digits, -1))
+    metrics = train.evaluate(CNN(), unknown, data.augmentation(flip=0))
+    assert all(math.isnan(metrics[key]) for key in ("acc_agree", "acc_conflict", "follows_digit"))
+
+
+# ---------------------------------------------------------------- stop and resume
+@pytest.mark.parametrize("stop_in", ["training", "evaluation", "before last.pt", "before log.csv"])
+def test_a_stopped_run_resumes_to_the_same_bits(whole, data_dir, tmp_path, monkeypatch, stop_in):
+    """Stopped in its third epoch, at different points."""
+    out, calls = tmp_path / "run", []
+    target, name = {"training": (train.Progress, "show"), "evaluation": (train, "evaluate"),
+                    "before last.pt": (train, "save"), "before log.csv": (train, "write_logs")}[stop_in]
+    original = getattr(target, name)
+
+    def stop(*args, **kwargs):
+        calls.append(args)
+        if {"training": len(calls) == 2 * 7 + 4, "evaluation": len(calls) == 2 * 2 + 2,
+                "before last.pt": len(calls) > 2 and str(args[0]).endswith("last.pt") and args[1]["epoch"] == 3,
+                "before log.csv": len(calls) == 3}[stop_in]:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(target, name, stop)
+        with pytest.raises(KeyboardInterrupt):
+            call(data_dir, out)
+    call(data_dir, out, "--resume")
+    assert_same_run(out, whole)
+
+
+def test_kill_minus_nine_then_resume(whole, data_dir, tmp_path):
+    out = tmp_path / "run"
+    process = subprocess.Popen([sys.executable, train.__file__, *FLAGS, "--data-dir", data_dir, "--out", out],
+                               stdout=subprocess.DEVNULL)
+    while not (out / "last.pt").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert len(rows(out)) < 4 if (out / "log.csv").exists() else True
+    call(data_dir, out, "--resume")
+    assert_same_run(out, whole)
+
+
+def test_a_finished_run_says_so_and_changes_nothing(whole, data_dir, capsys):
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in whole.iterdir()}
+    for flags in ((), ("--resume",)):
+        with pytest.raises(SystemExit) as stop:
+            call(data_dir, whole, *flags)
+        assert stop.value.code == 0 and "finished" in capsys.readouterr().out
+    assert before == {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in whole.iterdir()}
+
+
+def test_another_runs_results_are_not_overwritten(whole, data_dir, capsys):
+    for flags in (("--lr", "0.01"), ("--lr", "0.01", "--resume")):
+        with pytest.raises(SystemExit) as stop:
+            call(data_dir, whole, *flags)
+        assert stop.value.code == 2
+        assert "lr 0.001 there, 0.01 here" in capsys.readouterr().err
+
+
+def test_an_unfinished_run_asks_for_resume(data_dir, tmp_path, monkeypatch, capsys):
+    def stop(*args):
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "write_logs", stop)
+        with pytest.raises(KeyboardInterrupt):
+            call(data_dir, tmp_path / "r")
+    with pytest.raises(SystemExit) as refused:
+        call(data_dir, tmp_path / "r")
+    assert refused.value.code == 2 and "--resume" in capsys.readouterr().err
+    call(data_dir, tmp_path / "r", "--overwrite")
+    assert len(rows(tmp_path / "r")) == 4
+    with monkeypatch.context() as patch:  # an overwriting run that is stopped at once does not pass for the old one
+        patch.setattr(train, "train_epoch", stop)
+        with pytest.raises(KeyboardInterrupt):
+            call(data_dir, tmp_path / "r", "--overwrite", "--lr", "0.01")
+    assert sorted(path.name for path in (tmp_path / "r").iterdir()) == ["args.json"]
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_files(data_dir, tmp_path, monkeypatch):
+    original = F.cross_entropy
+    counted = []
+
+    def cross_entropy(logits, labels):
+        counted.append(labels)
+        loss = original(logits, labels)
+        return loss * math.nan if len(counted) == 7 + 2 + 3 else loss  # 7 steps and 2 evaluations an epoch
+
+    monkeypatch.setattr(F, "cross_entropy", cross_entropy)
+    with pytest.raises(UserError, match=r"not finite from step 10 \(epoch 2\)"):
+        call(data_dir, tmp_path / "r")
+    assert len(rows(tmp_path / "r")) == 1
+    assert torch.load(tmp_path / "r" / "last.pt", weights_only=True)["epoch"] == 1
+
+
+# ---------------------------------------------------------------- files and flags
+def test_a_failed_write_keeps_the_old_file(tmp_path):
+    utils.write_text(tmp_path / "f.txt", "old")
+    with pytest.raises(OSError):
+        with utils.atomic(tmp_path / "f.txt") as temporary:
+            Path(temporary).write_text("half of the ne")
+            raise OSError("no space left on device")
+    assert (tmp_path / "f.txt").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+class Malicious:
+    def __reduce__(self):
+        return exec, ("raise SystemExit('code in the checkpoint was executed')",)
+
+
+@pytest.mark.parametrize("kind", ["missing", "truncated", "code", "a list", "another network"])
+def test_bad_checkpoints_are_named(whole, tmp_path, kind):
+    path = tmp_path / "bad.pt"
+    if kind == "truncated":
+        path.write_bytes((whole / "best.pt").read_bytes()[:-1000])
+    elif kind == "code":
+        torch.save({"model": Malicious()}, path)
+    elif kind == "a list":
+        torch.save([1, 2], path)
+    elif kind == "another network":
+        torch.save(torch.nn.Linear(2, 2).state_dict(), path)
+    with pytest.raises(UserError, match="bad.pt"):
+        utils.load_weights(CNN(), utils.load_checkpoint(path), path)
+
+
+@pytest.mark.parametrize("flags", ["--bs 0", "--bs 1.5", "--epochs 0", "--lr nan", "--lr 0", "--lr inf", "--lr-min -1",
+                                   "--erase 1.5", "--erase-scale 0.1 0.02", "--dropout-last 6", "--dropout-p 2",
+                                   "--noise -1", "--rotate 200", "--match-prob 1.1", "--schedule linear", "--limit 0",
+                                   "--seed -1", "--warmup-epochs 10 --epochs 10", "--resume --overwrite", "--gamma x"])
+def test_bad_flags_exit_with_2(flags, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.parse_args(flags.split())
+    assert stop.value.code == 2
+    assert flags.split()[0] in capsys.readouterr().err
+
+
+def test_an_absent_device_exits_with_2(capsys):
+    for name in ("toaster", "cuda:99"):
+        with pytest.raises(SystemExit) as stop:
+            utils.pick_device(name)
+        assert stop.value.code == 2 and "--device cpu" in capsys.readouterr().err
+
+
+def test_the_defaults_are_the_reports_final_recipe():
+    args = train.parse_args([])
+    expected = dict(bs=16, epochs=60, lr=1e-3, lr_min=1e-5, weight_decay=1e-3, schedule="warmup_cosine", warmup_epochs=10,
+                    start_factor=0.1, flip=0.5, noise=0.05, erase=0.3, erase_scale=[0.02, 0.05], rotate=0, dropout_last=3,
+                    dropout_p=0.1, match_prob=0.6)
+    assert {key: getattr(args, key) for key in expected} == expected
+
+
+def test_errors_are_one_line_and_status_1(tmp_path):
+    result = subprocess.run([sys.executable, Path(train.__file__).with_name("analyze.py"), "--ckpt", tmp_path / "no.pt"],
+                            capture_output=True, text=True)
+    assert result.returncode == 1 and result.stderr.count("\n") == 1 and "no.pt not found" in result.stderr
