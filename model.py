@@ -4,8 +4,24 @@
 
     python model.py        prints the layers and the number of parameters
 """
+import torch
 import torch.nn as nn
 import torch.nn.functional as F
+
+
+class Dropout(nn.Dropout):
+    """nn.Dropout for [N,C,H,W], with a faster mask on the CPU, where its `bernoulli_` takes a tenth of a training step.
+
+    One 64-bit draw decides four values by 16 bits each, so p is exact to 1/65536.
+    """
+
+    def forward(self, x):
+        if not (self.training and x.device.type == "cpu" and 0 < self.p < 0.999):
+            return super().forward(x)
+        n, c, h, w = x.shape
+        bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-2**63, None).view(torch.int16)
+        keep = bits[:x.numel()].view(n, h, w, c).permute(0, 3, 1, 2) >= round(self.p * 2**16) - 2**15
+        return x * (keep / (1 - self.p))
 
 
 class CNN(nn.Module):
@@ -31,7 +47,7 @@ class CNN(nn.Module):
         self.conv5 = nn.Conv2d(64, 80, 3, padding=1)
         self.fc = nn.Linear(80, 10)
         self.drop1, self.drop2, self.drop3, self.drop4, self.drop5 = (
-            nn.Dropout(dropout_p) if block > 5 - dropout_last else nn.Identity() for block in range(1, 6))
+            Dropout(dropout_p) if block > 5 - dropout_last else nn.Identity() for block in range(1, 6))
 
         for layer in self.modules():
             if isinstance(layer, (nn.Conv2d, nn.Linear)):

@@ -66,6 +66,9 @@ def train(args):
     print(f"{out}: {len(train_set.labels)} training and {len(val_set.labels)} validation images ({splits.source}), "
           f"{device_name(device)}, torch {torch.__version__}", flush=True)
 
+    if args.amp and device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
+        print("note: this CPU has no bfloat16 instructions, so --amp is many times slower than without", file=sys.stderr)
+
     progress = Progress(args.epochs, len(train_set.labels), first_epoch=len(log) + 1)
     for epoch in range(len(log) + 1, args.epochs + 1):
         # Every draw of an epoch follows from (seed, epoch), so a resumed run needs no generator states.
@@ -213,8 +216,11 @@ def refuse(message):
 
 
 def save(path, checkpoint):
-    with atomic(path) as temporary:
-        torch.save(checkpoint, temporary)
+    try:
+        with atomic(path) as temporary:
+            torch.save(checkpoint, temporary)
+    except RuntimeError as error:  # torch's word for a failed write
+        raise UserError(f"{path} could not be written, is the disk full? The old file is kept ({error})") from None
 
 
 def write_logs(out, log, steps):

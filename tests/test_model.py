@@ -4,7 +4,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from model import CNN
+from model import CNN, Dropout
 
 
 def handout(state, x):
@@ -76,6 +76,25 @@ def test_dropout_acts_after_the_last_n_blocks(dropout_last):
             assert torch.equal(before, after)
     torch.testing.assert_close(logits, net.fc(seen[5][1].mean((2, 3))))
     assert sum(isinstance(layer, nn.Dropout) for layer in net.modules()) == dropout_last
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.37, 1.0])
+def test_dropout_is_torchs(p):
+    """Share, scale, gradient and independence of nn.Dropout, whose mask only is drawn in another way."""
+    x = torch.randn(40, 12, 13, 11).to(memory_format=torch.channels_last).requires_grad_()
+    ours = Dropout(p)(x)
+    kept = ours != 0
+    assert abs(kept.double().mean().item() - (1 - p)) < 5 * (p * (1 - p) / x.numel()) ** 0.5 + 2**-16
+    torch.testing.assert_close(ours, F.dropout(x, p) * 0 + x * kept / (1 - p if p < 1 else 1))
+    ours.sum().backward()
+    torch.testing.assert_close(x.grad, kept / (1 - p if p < 1 else 1) * torch.ones_like(x))
+    if 0 < p < 1:
+        flat = kept.permute(0, 2, 3, 1).reshape(40, -1).double()
+        assert torch.corrcoef(flat).sub(torch.eye(40)).abs().max() < 5 / flat.shape[1] ** 0.5  # each image its own
+        for lag in (1, 2, 3, 4):  # the values of one draw are independent
+            a, b = flat[:, :-lag].flatten() - (1 - p), flat[:, lag:].flatten() - (1 - p)
+            assert abs((a * b).mean().item()) / (p * (1 - p)) < 5 / a.numel() ** 0.5
+    assert Dropout(p)(x).dtype == torch.float32 and Dropout(p).eval()(x) is x
 
 
 def test_evaluation_mode_has_no_dropout():
