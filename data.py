@@ -68,6 +68,8 @@ def resize(images, size):
     and the result is R @ image @ R.T.
     """
     n = images.shape[-1]
+    if n == size:
+        return images
     sigma = max(0.0, (n / size - 1) / 2)
     radius = int(4 * sigma + 0.5)
     kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1).double() / (sigma or 1)) ** 2)
@@ -87,9 +89,10 @@ def resize(images, size):
     sample[torch.arange(size), (left + 1).clamp(max=n - 1)] += at - left
 
     R = sample @ blur
-    chunks = [(R @ chunk.double() @ R.T + 1e-9).floor().clamp(0, 255).to(torch.uint8)  # 1e-9: rounding is far below
-              for chunk in images.split(1000)]
-    return torch.cat(chunks)
+    resized = torch.empty(*images.shape[:2], size, size, dtype=torch.uint8)
+    for part, result in zip(images.split(500), resized.split(500)):  # float64 is large: some images at a time
+        result.copy_((R @ part.double() @ R.T + 1e-9).floor().clamp(0, 255))  # 1e-9: what rounding took from an integer
+    return resized
 
 
 def compose(cifar24, digit16):
@@ -111,11 +114,10 @@ def load_splits(data_dir, match_prob=0.6, seed=0):
     if (data_dir / "train").is_dir() and (data_dir / "val").is_dir():
         return load_course_folder(data_dir)
     download_missing(data_dir)
-    images, labels = read_cifar(data_dir, CIFAR_TRAIN)
-    digit_images, digit_labels = read_mnist(data_dir, MNIST_TRAIN)
-    cifar24, digit16 = resize(images, 24), resize(digit_images, 16)
-    test_images, test_labels = read_cifar(data_dir, CIFAR_TEST)
-    test_digit_images, test_digit_labels = read_mnist(data_dir, MNIST_TEST)
+    cifar24, labels = read_cifar(data_dir, CIFAR_TRAIN, size=24)
+    digit16, digit_labels = read_mnist(data_dir, MNIST_TRAIN, size=16)
+    test_cifar24, test_labels = read_cifar(data_dir, CIFAR_TEST, size=24)
+    test_digit16, test_digit_labels = read_mnist(data_dir, MNIST_TEST, size=16)
 
     # One random stream a purpose, so that one never shifts another. RandomState's streams are frozen: the same
     # seed gives the same data set under every version of numpy.
@@ -138,6 +140,8 @@ def load_splits(data_dir, match_prob=0.6, seed=0):
         return Split(compose(cifar24, digit16[torch.from_numpy(chosen)]),
                      torch.from_numpy(labels.astype(np.int64)), torch.from_numpy(digits.astype(np.int64)))
 
+    if held_out == 0:
+        raise UserError(f"{data_dir} has {len(order)} training images, expected at least 10")
     train, val = order[held_out:], order[:held_out]
     names = data_dir / CIFAR_NAMES
     classes = tuple(names.read_text().split()) if names.is_file() else CLASSES
@@ -145,7 +149,7 @@ def load_splits(data_dir, match_prob=0.6, seed=0):
         raise UserError(f"{names} has {len(classes)} names, expected the 10 class names, one a line")
     return Splits(split("train", cifar24[torch.from_numpy(train)], labels[train], digit16, train_pools, match_prob),
                   split("val", cifar24[torch.from_numpy(val)], labels[val], digit16, val_pools, 0.0),
-                  split("test", resize(test_images, 24), test_labels, resize(test_digit_images, 16), test_pools, 0.0),
+                  split("test", test_cifar24, test_labels, test_digit16, test_pools, 0.0),
                   classes,
                   "synthetic data" if (data_dir / SYNTHETIC_NOTE).exists() else "CIFAR-10 and MNIST composites")
 
@@ -154,7 +158,7 @@ def load_splits(data_dir, match_prob=0.6, seed=0):
 def download_missing(data_dir):
     """Fetch CIFAR-10 and MNIST into `data_dir` through torchvision, checksums included, where a file is missing."""
     def missing(files):
-        return [str(data_dir / name) for name in files if not (data_dir / name).is_file()]
+        return [name for name in files if not (data_dir / name).is_file()]
 
     socket.setdefaulttimeout(30)
     try:
@@ -165,31 +169,32 @@ def download_missing(data_dir):
     except (OSError, RuntimeError) as error:  # URLError is an OSError; RuntimeError: a wrong checksum
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise UserError(
-            f"missing: {', '.join(missing(CIFAR_TRAIN + CIFAR_TEST + MNIST_TRAIN + MNIST_TEST))}; the download "
-            f"failed ({reason}). Put the unpacked {CIFAR_URL} and MNIST's four unpacked files there, or name their "
+            f"missing in {data_dir}: {', '.join(missing(CIFAR_TRAIN + CIFAR_TEST + MNIST_TRAIN + MNIST_TEST))}; the "
+            f"download failed ({reason}). Put the unpacked {CIFAR_URL} and MNIST's four unpacked files there, or name their "
             f"folder with --data-dir; 'bash experiments.sh demo' needs no download") from None
 
 
-def read_cifar(data_dir, files):
-    """CIFAR-10's binary version: records of 1 label byte and 3072 bytes of red, green, blue.
+def read_cifar(data_dir, files, size=32):
+    """CIFAR-10's binary version: records of 1 label byte and 3072 bytes of red, green, blue, each row by row.
 
-    Returns uint8 [N,3,32,32] (tensor) and uint8 [N] (numpy)."""
-    parts = []
+    Returns uint8 [N,3,size,size] (tensor) and uint8 [N] (numpy)."""
+    images, labels = [], []
     for name in files:
         raw = np.fromfile(data_dir / name, dtype=np.uint8)
         if len(raw) == 0 or len(raw) % 3073:
             raise UserError(f"{data_dir / name} has {len(raw)} bytes, expected a multiple of 3073 (CIFAR-10, binary "
                             f"version): it is truncated or another file. Delete it to download it again")
-        parts.append(raw.reshape(-1, 3073))
-        if parts[-1][:, 0].max() > 9:
-            raise UserError(f"{data_dir / name} has the label {parts[-1][:, 0].max()}, expected 0 to 9: it is not "
+        records = raw.reshape(-1, 3073)
+        if records[:, 0].max() > 9:
+            raise UserError(f"{data_dir / name} has the label {records[:, 0].max()}, expected 0 to 9: it is not "
                             f"CIFAR-10's binary version")
-    records = np.concatenate(parts)
-    return torch.from_numpy(records[:, 1:].reshape(-1, 3, 32, 32)), records[:, 0]
+        images.append(resize(torch.from_numpy(records[:, 1:].reshape(-1, 3, 32, 32)), size))
+        labels.append(records[:, 0].copy())
+    return torch.cat(images), np.concatenate(labels)
 
 
-def read_mnist(data_dir, files):
-    """MNIST's IDX files. Returns uint8 [N,1,28,28] (tensor) and uint8 [N] (numpy)."""
+def read_mnist(data_dir, files, size=28):
+    """MNIST's IDX files, images and labels. Returns uint8 [N,1,size,size] (tensor) and uint8 [N] (numpy)."""
     def read(reader, name, header, expected):
         path = data_dir / name
         count = int.from_bytes(path.read_bytes()[4:8], "big") if path.stat().st_size >= header else 0
@@ -207,7 +212,7 @@ def read_mnist(data_dir, files):
     if images.shape[1:] != (28, 28) or len(images) != len(labels) or labels.max() > 9:
         raise UserError(f"{data_dir / files[0]} has {len(images)} images of {tuple(images.shape[1:])} and "
                         f"{files[1]} {len(labels)} labels up to {labels.max()}, expected as many 28x28 digits, 0 to 9")
-    return images[:, None], labels.numpy().astype(np.uint8)
+    return resize(images[:, None], size), labels.numpy().astype(np.uint8)
 
 
 def read_images(paths):

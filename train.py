@@ -281,10 +281,12 @@ class Progress:
 
 # ---------------------------------------------------------------- command line
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 
     def flag(name, help, **options):
-        shown = "" if options.get("action") == "store_true" or options.get("default") is None else " (default: %(default)s)"
+        if "type" in options:
+            options.setdefault("metavar", "N" if options["type"].__name__ == "int" else "X")
+        shown = " (default: %(default)s)" if options.get("default") is not None else ""
         parser.add_argument(name, help=help + shown, **options)
 
     positive, share, amount = number(int, 1), number(float, 0, 1), number(float, 0)
@@ -303,21 +305,20 @@ def parse_args(argv=None):
     flag("--rotate", "rotation by up to this many degrees", type=number(float, 0, 180), default=0.0)
     flag("--noise", "standard deviation of GaussianNoise, in units of normalized images", type=amount, default=0.05)
     flag("--erase", "probability of RandomErasing", type=share, default=0.3)
-    flag("--erase-scale", "lowest and highest share of the image that is erased\n", type=share, nargs=2,
+    flag("--erase-scale", "lowest and highest share of the image that is erased", type=share, nargs=2,
          metavar=("LOW", "HIGH"), default=[0.02, 0.05])
-    flag("--dropout-last", "dropout after the last N convolutional blocks, 0 to 5", type=number(int, 0, 5), metavar="N",
-         default=3)
+    flag("--dropout-last", "dropout after the last N convolutional blocks, 0 to 5", type=number(int, 0, 5), default=3)
     flag("--dropout-p", "probability of dropout", type=share, default=0.1)
     flag("--match-prob", "probability that a training digit is set to the label's index;\nelse it is uniform",
          type=share, default=0.6)
-    flag("--limit", "train on the first N training images only (default: all)", type=positive, metavar="N")
+    flag("--limit", "train on the first N training images only (default: all)", type=positive)
     flag("--seed", "seed of weights, order, augmentation and dropout", type=number(int, 0, 10**9), default=0)
     flag("--data-seed", "seed of the splits and of which digit meets which image", type=number(int, 0, 10**9), default=0)
     flag("--data-dir", "folder of the data, see data.py; $DATA_DIR sets the default", metavar="DIR",
          default=os.environ.get("DATA_DIR", "data"))
     flag("--out", "folder of the results", metavar="DIR", default="results/final")
     flag("--device", "auto (cuda, mps or cpu), or a torch device", default="auto")
-    flag("--amp", "bfloat16 autocast", action="store_true")
+    flag("--amp", "bfloat16 autocast (slower than without on a CPU that lacks its instructions)", action="store_true")
     flag("--resume", "go on from last.pt in --out (start, where there is none)", action="store_true")
     flag("--overwrite", "start again, whatever --out holds", action="store_true")
     args = parser.parse_args(argv)

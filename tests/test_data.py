@@ -142,7 +142,7 @@ def test_missing_data_name_files_and_remedy(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "download_and_extract_archive", offline)
     with pytest.raises(UserError) as error:
         data.load_splits(tmp_path)
-    for part in (str(tmp_path / data.CIFAR_TRAIN[0]), data.MNIST_TEST[1], "no network", "experiments.sh demo", "--data-dir"):
+    for part in (str(tmp_path), data.CIFAR_TRAIN[0], data.MNIST_TEST[1], "no network", "experiments.sh demo", "--data-dir"):
         assert part in str(error.value)
     assert "\n" not in str(error.value)
 
