@@ -19,7 +19,7 @@ plain="--schedule cosine --noise 0 --erase 0 --dropout-last 0"   # sections 1 to
 tuned="--schedule cosine --dropout-last 0"                       # section 1.3: with the best augmentation of 1.2
 wide="--erase-scale 0.02 0.1"
 
-runs() {  # name, flags
+runs() {  # name, flags; "name = other" is the same run under a second name
     cat <<TABLE
 # 1 baseline
 baseline                $plain --bs 64 --epochs 25
@@ -41,22 +41,25 @@ erase_0.4_wide          $plain --epochs 40 --erase 0.4 $wide
 rotate_5                $plain --epochs 40 --rotate 5
 rotate_10               $plain --epochs 40 --rotate 10
 noise_0.05_erase_0.3    $tuned --epochs 40
-# 1.3 Adam; its lr_1e-3 and wd_1e-3 (figure 2a) are noise_0.05_erase_0.3
+# 1.3 Adam
+lr_1e-3                 = noise_0.05_erase_0.3
 lr_1e-4                 $tuned --epochs 40 --lr 1e-4
 wd_1e-2                 $tuned --epochs 40 --weight-decay 1e-2
 wd_5e-3                 $tuned --epochs 40 --weight-decay 5e-3
 wd_1e-4                 $tuned --epochs 40 --weight-decay 1e-4
 lr_min_1e-6             $tuned --epochs 40 --lr-min 1e-6
-# 1.4 schedule; cosine over 40 epochs (figure 4a) is noise_0.05_erase_0.3
+# 1.4 schedule
+cosine                  = noise_0.05_erase_0.3
 constant                --dropout-last 0 --epochs 50 --schedule constant
 step                    --dropout-last 0 --epochs 50 --schedule step
 cosine_50               --dropout-last 0 --epochs 50 --schedule cosine
 warmup_cosine           --dropout-last 0 --epochs 50
-# 1.5 dropout; the last three with p 0.1 are final
+# 1.5 dropout
 dropout_all_p0.1        --dropout-last 5
 dropout_all_p0.2        --dropout-last 5 --dropout-p 0.2 --epochs 40
 dropout_last1_p0.1      --dropout-last 1
 dropout_last2_p0.1      --dropout-last 2
+dropout_last3_p0.1      = final
 dropout_last1_p0.2      --dropout-last 1 --dropout-p 0.2
 dropout_last2_p0.2      --dropout-last 2 --dropout-p 0.2
 dropout_last3_p0.2      --dropout-last 3 --dropout-p 0.2
@@ -113,12 +116,15 @@ case ${1:-} in
         exit ;;
 esac
 
-all=$(runs | awk '!/^#/ { print $1 }')
+all=$(runs | awk '!/^#/ && $2 != "=" { print $1 }')
+names=""
 for name in "$@"; do
-    grep -qxF -- "$name" <<<"$all" || { echo "error: no run is called '$name'; --list prints them" >&2; exit 2; }
+    other=$(runs | awk -v name="$name" '$1 == name { print $2 == "=" ? $3 : name }')
+    [ -n "$other" ] || { echo "error: no run is called '$name'; --list prints them" >&2; exit 2; }
+    names+=" $other"
 done
 todo=()
-for name in ${*:-$all}; do
+for name in ${names:-$all}; do
     if finished "$name" "$(flags_of "$name")"; then echo "$name is finished"; else todo+=("$name"); fi
 done
 [ ${#todo[@]} -gt 0 ] || exit 0

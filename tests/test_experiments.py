@@ -1,0 +1,106 @@
+"""experiments.sh: its list against the report's settings, and skipping, resuming, trials and names with a stand-in for
+python that only records how it was called."""
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import train
+
+ROOT = Path(train.__file__).parent
+
+# bs, epochs, lr, weight_decay, schedule, noise, erase, dropout_last, dropout_p: as the report gives or shows them
+REPORT = {
+    "baseline": (64, 25, 1e-3, 1e-3, "cosine", 0, 0, 0, None),
+    "bs16": (16, 40, 1e-3, 1e-3, "cosine", 0, 0, 0, None),
+    "noise_0.05_erase_0.3": (16, 40, 1e-3, 1e-3, "cosine", 0.05, 0.3, 0, None),
+    "lr_1e-4": (16, 40, 1e-4, 1e-3, "cosine", 0.05, 0.3, 0, None),
+    "wd_1e-2": (16, 40, 1e-3, 1e-2, "cosine", 0.05, 0.3, 0, None),
+    "wd_5e-3": (16, 40, 1e-3, 5e-3, "cosine", 0.05, 0.3, 0, None),
+    "wd_1e-4": (16, 40, 1e-3, 1e-4, "cosine", 0.05, 0.3, 0, None),
+    "warmup_cosine": (16, 50, 1e-3, 1e-3, "warmup_cosine", 0.05, 0.3, 0, None),
+    "dropout_all_p0.2": (16, 40, 1e-3, 1e-3, "warmup_cosine", 0.05, 0.3, 5, 0.2),
+    "final": (16, 60, 1e-3, 1e-3, "warmup_cosine", 0.05, 0.3, 3, 0.1),
+}
+
+
+def listed():
+    text = subprocess.run(["bash", ROOT / "experiments.sh", "--list"], capture_output=True, text=True, check=True).stdout
+    return [line.split() for line in text.splitlines() if not line.startswith("#")]
+
+
+def test_the_list_has_the_reports_runs_with_its_settings():
+    runs = {name: flags for name, *flags in listed()}
+    assert len(runs) == len(listed())
+    for name, flags in runs.items():
+        if flags[:1] == ["="]:
+            assert flags[1] in runs
+            continue
+        args = train.parse_args(flags)
+        assert (args.flip, args.lr_min, args.seed, args.match_prob) == (0.5, 1e-6 if name == "lr_min_1e-6" else 1e-5, 0, 0.6)
+        if name in REPORT:
+            got = (args.bs, args.epochs, args.lr, args.weight_decay, args.schedule, args.noise, args.erase,
+                   args.dropout_last, args.dropout_p if args.dropout_last else None)
+            assert got == REPORT.pop(name), name
+    assert not REPORT  # every one was there
+
+
+@pytest.fixture
+def sandbox(tmp_path):
+    """A copy of experiments.sh with a python that records its calls and leaves a finished run behind."""
+    (tmp_path / "experiments.sh").write_bytes((ROOT / "experiments.sh").read_bytes())
+    (tmp_path / "python").write_text("""#!/usr/bin/env bash
+echo "$@" >> calls
+[ "$1" = train.py ] || exit 0
+[[ "$*" != *lr_1e-4* ]] || [ -n "${LET_IT:-}" ] || exit 1   # this run fails
+out=$4; mkdir -p "$out"; echo '"epochs": 2,' > "$out/args.json"; printf 'epoch\\n1\\n2\\n' > "$out/log.csv"
+""")
+    (tmp_path / "python").chmod(0o755)
+
+    def call(*words, **environment):
+        (tmp_path / "calls").write_text("")
+        result = subprocess.run(["bash", "experiments.sh", *words], cwd=tmp_path, capture_output=True, text=True,
+                                env={**os.environ, "PYTHON": str(tmp_path / "python"), **environment})
+        return result, [line for line in (tmp_path / "calls").read_text().splitlines() if line.startswith("train.py")]
+    return call
+
+
+def test_some_runs_by_name_and_again(sandbox):
+    result, calls = sandbox("final", "bs16", "lr_1e-3")
+    assert result.returncode == 0
+    assert calls == ["train.py --resume --out results/final",
+                     "train.py --resume --out results/bs16 --schedule cosine --noise 0 --erase 0 --dropout-last 0 --epochs 40",
+                     "train.py --resume --out results/noise_0.05_erase_0.3 --schedule cosine --dropout-last 0 --epochs 40"]
+    result, calls = sandbox("final", "bs16", "lr_1e-3")
+    assert result.returncode == 0 and calls == [] and result.stdout.count("is finished") == 3
+
+
+def test_an_unfinished_or_edited_run_is_run_again(sandbox, tmp_path):
+    sandbox("bs16", "bs32")
+    (tmp_path / "results/bs16/log.csv").write_text("epoch\n1\n")
+    script = tmp_path / "experiments.sh"
+    script.write_text(script.read_text().replace("--bs 32", "--bs 33"))
+    assert len(sandbox("bs16", "bs32")[1]) == 2
+
+
+def test_an_unknown_name_exits_with_2_and_runs_nothing(sandbox):
+    result, calls = sandbox("bs16", "nonsense")
+    assert result.returncode == 2 and "nonsense" in result.stderr and calls == []
+
+
+@pytest.mark.parametrize("jobs", ["1", "3"])
+def test_everything_once_and_a_failure_is_told_but_stops_nothing(sandbox, jobs):
+    expected = [name for name, *flags in listed() if flags[:1] != ["="]]
+    result, calls = sandbox(JOBS=jobs)
+    assert result.returncode != 0
+    assert sorted(call.split()[3] for call in calls) == sorted(f"results/{name}" for name in expected)
+    result, calls = sandbox(JOBS=jobs, LET_IT="1")
+    assert result.returncode == 0 and [call.split()[3] for call in calls] == ["results/lr_1e-4"]
+
+
+def test_a_trial_shrinks_the_runs_and_stays_out_of_the_results(sandbox, tmp_path):
+    _, calls = sandbox("final", "bs16", EPOCHS="12", LIMIT="100")
+    assert [call.split()[3] for call in calls] == ["results/trial/final", "results/trial/bs16"]
+    assert all(call.endswith("--epochs 12 --warmup-epochs 2 --limit 100") for call in calls)
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["trial"]
