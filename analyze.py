@@ -37,14 +37,14 @@ def class_norms(model, split):
     feature map, averaged over the images of each class (report, section 2.2). Raises UserError for a class without
     images."""
     model.eval()
-    counts = torch.bincount(split.labels, minlength=10).double().cpu()
+    counts = torch.bincount(split.labels.cpu(), minlength=10).double()
     if (counts == 0).any():
         raise UserError(f"class {int(counts.argmin())} has no validation image, so its norms cannot be averaged")
     sums = [0] * 5
     for images, labels in zip(split.images.split(EVAL_BATCH), split.labels.split(EVAL_BATCH)):
-        one_hot = torch.nn.functional.one_hot(labels, 10).double().cpu()
+        one_hot = torch.nn.functional.one_hot(labels.cpu(), 10).double()
         maps = model(apply(NO_AUGMENT, images), return_maps=True)[1]
-        sums = [total + m.float().flatten(2).norm(dim=2).double().cpu().T @ one_hot for total, m in zip(sums, maps)]
+        sums = [total + m.float().flatten(2).norm(dim=2).cpu().double().T @ one_hot for total, m in zip(sums, maps)]
     return [(total / counts).numpy() for total in sums]
 
 

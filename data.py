@@ -35,6 +35,7 @@ CIFAR_TEST = ["cifar-10-batches-bin/test_batch.bin"]
 CIFAR_NAMES = "cifar-10-batches-bin/batches.meta.txt"
 MNIST_TRAIN = ["MNIST/raw/train-images-idx3-ubyte", "MNIST/raw/train-labels-idx1-ubyte"]
 MNIST_TEST = ["MNIST/raw/t10k-images-idx3-ubyte", "MNIST/raw/t10k-labels-idx1-ubyte"]
+COMPOSITES = "CIFAR-10 and MNIST composites"
 SYNTHETIC_NOTE = "SYNTHETIC.txt"  # its presence marks a folder that --synthetic wrote
 
 
@@ -151,7 +152,7 @@ def load_splits(data_dir, match_prob=0.6, seed=0):
                   split("val", cifar24[torch.from_numpy(val)], labels[val], digit16, val_pools, 0.0),
                   split("test", test_cifar24, test_labels, test_digit16, test_pools, 0.0),
                   classes,
-                  "synthetic data" if (data_dir / SYNTHETIC_NOTE).exists() else "CIFAR-10 and MNIST composites")
+                  "synthetic data" if (data_dir / SYNTHETIC_NOTE).exists() else COMPOSITES)
 
 
 # ---------------------------------------------------------------- readers

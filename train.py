@@ -9,6 +9,7 @@ best.pt (the epoch with the best val_acc) and last.pt (what --resume needs).
 """
 import argparse
 import json
+import math
 import os
 import shlex
 import sys
@@ -158,7 +159,7 @@ def evaluate(model, split, transforms, amp=False):
 
 def percent(hits):
     """The share of True in a bool tensor, in percent; NaN where it is empty."""
-    return 100 * hits.double().mean().item()
+    return 100 * (hits.sum().item() / len(hits)) if len(hits) else math.nan
 
 
 def report(out, splits, device, amp):
