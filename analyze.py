@@ -6,7 +6,7 @@
 
 Figures go beside the checkpoint (or to --out): filters.png, filters_rgb.png, filters/ (each kernel as an image);
 for each layer N experts_layerN.png, .csv and a folder of one chart a filter; experts.png, the report's figure 8.
-Filters and channels count from 1, as in the report. Every printed figure has a line of its own.
+Filters and channels count from 1, as in the report. What is printed, a figure a line, goes to analysis.txt as well.
 """
 import argparse
 import os
@@ -64,13 +64,13 @@ def expert_table(norms, classes):
             for i, (means, index) in enumerate(zip(norms, selectivity(norms)))]
 
 
-def print_selectivity(layer, norms, classes):
+def selectivity_lines(layer, norms, classes):
     index = selectivity(norms)
     low, median, high = np.quantile(index, [0.25, 0.5, 0.75])
-    print(f"layer{layer}_selectivity_median {median:.4f} ({len(index)} filters)")
-    print(f"layer{layer}_selectivity_quartiles {low:.4f} {high:.4f}")
-    for i in np.argsort(-index, kind="stable")[:5]:
-        print(f"layer{layer}_expert filter {i + 1} {classes[int(norms[i].argmax())]} {index[i]:.4f}")
+    return [f"layer{layer}_selectivity_median {median:.4f} ({len(index)} filters)",
+            f"layer{layer}_selectivity_quartiles {low:.4f} {high:.4f}",
+            *(f"layer{layer}_expert filter {i + 1} {classes[int(norms[i].argmax())]} {index[i]:.4f}"
+              for i in np.argsort(-index, kind="stable")[:5])]
 
 
 # ---------------------------------------------------------------- what is drawn
@@ -195,18 +195,20 @@ def analyze(args):
     data_seed = args.data_seed if args.data_seed is not None else checkpoint.get("args", {}).get("data_seed", 0)
     splits = load_splits(args.data_dir, seed=data_seed)
     classes, val = splits.classes, splits.val.to(device)
-    print(f"source {splits.source}")
-    if "epoch" in checkpoint:
-        print(f"epoch {checkpoint['epoch']}")
-    print(f"val_acc {evaluate(model, val, NO_AUGMENT)['acc']:.2f} ({len(val.labels)} images)")
-    if splits.test:
-        print(f"test_acc {evaluate(model, splits.test.to(device), NO_AUGMENT)['acc']:.2f} "
-              f"({len(splits.test.labels)} images)")
-
     norms = class_norms(model, val)
     layers = sorted({layer for name in args.layer for layer in LAYERS[name]})
+    lines = [f"source {splits.source}"]
+    if "epoch" in checkpoint:
+        lines += [f"epoch {checkpoint['epoch']}"]
+    lines += [f"val_acc {evaluate(model, val, NO_AUGMENT)['acc']:.2f} ({len(val.labels)} images)"]
+    if splits.test:
+        test = splits.test.to(device)
+        lines += [f"test_acc {evaluate(model, test, NO_AUGMENT)['acc']:.2f} ({len(test.labels)} images)"]
     for layer in sorted({1, 5, *layers}):
-        print_selectivity(layer, norms[layer - 1], classes)
+        lines += selectivity_lines(layer, norms[layer - 1], classes)
+    print("\n".join(lines), flush=True)
+    write_text(out / "analysis.txt", "\n".join(lines) + "\n")
+
     draw_filters(model.conv1.weight.detach().cpu(), out)
     for layer in layers:
         write_csv(out / f"experts_layer{layer}.csv", expert_table(norms[layer - 1], classes))

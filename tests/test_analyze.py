@@ -65,14 +65,16 @@ def test_selectivity_closed_forms():
 def test_it_writes_what_it_says(checkpoint, data_dir, tmp_path, monkeypatch, capsys):
     call(monkeypatch, "--ckpt", checkpoint, "--layer", "first", "2", "--out", tmp_path, "--data-dir", data_dir)
     names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")}
-    expected = {"filters.png", "filters_rgb.png", "experts.png", "experts_layer1.png", "experts_layer1.csv",
+    expected = {"analysis.txt", "filters.png", "filters_rgb.png", "experts.png", "experts_layer1.png", "experts_layer1.csv",
                 "experts_layer2.png", "experts_layer2.csv"}
     expected |= {f"filters/filter{i:02}_channel{c}.png" for i in range(1, 17) for c in (1, 2, 3)}
     expected |= {f"experts_layer1/filter{i:02}.png" for i in range(1, 17)}
     expected |= {f"experts_layer2/filter{i:02}.png" for i in range(1, 33)}
     assert names == expected
 
-    printed = dict(line.split(" ", 1) for line in capsys.readouterr().out.splitlines())
+    lines = capsys.readouterr().out.splitlines()
+    assert (tmp_path / "analysis.txt").read_text().splitlines() == lines[:-1]  # all but "figures DIR"
+    printed = dict(line.split(" ", 1) for line in lines)
     net, splits = load(checkpoint), data.load_splits(data_dir)
     correct = [net(data.apply(analyze.NO_AUGMENT, splits.val.images)).argmax(1) == splits.val.labels]
     assert printed["val_acc"] == f"{100 * correct[0].double().mean():.2f} (40 images)"
