@@ -3,14 +3,17 @@
     python analyze.py --ckpt results/final/best.pt                 filters, and experts of the first and last layer
     python analyze.py --ckpt best.pt --layer last                  one layer: first, last, all or 1 to 5
     python analyze.py --ckpt best.pt --predict DIR                 classify a folder of unlabelled PNGs instead
+    python analyze.py --summary results                            the page of all runs beside the report, from their CSVs
 
 Figures go beside the checkpoint (or to --out): filters.png, filters_rgb.png, filters/ (each kernel as an image);
 for each layer N experts_layerN.png, .csv and a folder of one chart a filter; experts.png, the report's figure 8.
 Filters and channels count from 1, as in the report. What is printed, a figure a line, goes to analysis.txt as well.
 """
 import argparse
+import json
 import os
 import re
+import subprocess
 from pathlib import Path
 
 import matplotlib
@@ -18,10 +21,10 @@ import numpy as np
 import torch
 from torchvision.utils import save_image
 
-from data import apply, augmentation, load_splits, read_images
+from data import COMPOSITES, apply, augmentation, load_splits, read_images
 from model import CNN
 from train import EVAL_BATCH, evaluate
-from utils import UserError, atomic, load_checkpoint, load_weights, number, pick_device, run, write_csv, write_text
+from utils import UserError, atomic, load_checkpoint, load_weights, number, pick_device, read_csv, run, write_csv, write_text
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -184,6 +187,211 @@ def predict(model, folder, out, device):
     print(f"predictions {out / 'predictions.txt'} ({len(paths)} images)")
 
 
+# ---------------------------------------------------------------- the results page
+class Results:
+    """Everything the page is made from: the list of experiments.sh, our finished full-size runs, the report's numbers."""
+
+    def __init__(self, folder):
+        listing = subprocess.run(["bash", Path(__file__).with_name("experiments.sh"), "--list"], capture_output=True,
+                                 text=True, check=True).stdout
+        self.sections, self.flags, self.target = {}, {}, {}  # {title: [name]}, {name: flags}, {name: its run's name}
+        for line in listing.splitlines():
+            if line.startswith("#"):
+                names = self.sections[line[2:]] = []
+                continue
+            name, _, flags = line.partition(" ")
+            names.append(name)
+            self.flags[name] = flags.strip()
+            self.target[name] = flags.split()[1] if flags.strip().startswith("=") else name
+        if not (folder / "report.csv").exists():
+            raise UserError(f"{folder / 'report.csv'} not found: --summary takes the folder results/ of this repository")
+        self.report = {row["run"]: row for row in read_csv(folder / "report.csv")}
+        self.curves = read_csv(folder / "report_curves.csv")
+        self.args, self.log = {}, {}
+        for path in sorted(folder.glob("*/log.csv")):
+            args, log = json.loads(path.with_name("args.json").read_text()), read_csv(path)
+            if len(log) == args["epochs"] and args["data"] == COMPOSITES and args["limit"] is None:
+                self.args[path.parent.name], self.log[path.parent.name] = args, log
+
+    def best(self, name):
+        """The row of `name`'s log with the best val_acc, or None where it has not run."""
+        log = self.log.get(self.target.get(name, name))
+        return log and max(log, key=lambda row: row["val_acc"])
+
+    def acc(self, name):
+        return self.best(name)["val_acc"] if self.best(name) else None
+
+    def section(self, number):
+        return next(names for title, names in self.sections.items() if title.split()[0] == number)
+
+
+def table(header, rows):
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (header, ["---"] * len(header), *rows)) + "\n"
+
+
+def noise_of(results):
+    """The yardstick, in points: what two runs of one recipe differ by, in one case of twenty. From the seeds of the
+    final recipe; until they have run, from the sampling error of 5,000 images at 73 %. Returns (points, its origin)."""
+    accs = [results.acc(name) for name in ("final", "final_seed1", "final_seed2")]
+    if None in accs:
+        points = 2 * 2 ** 0.5 * 100 * (0.73 * 0.27 / 5000) ** 0.5
+        return points, "the sampling error of 5,000 images (the final recipe's seeds 1 and 2 are not run yet)"
+    return 2 * 2 ** 0.5 * float(np.std(accs, ddof=1)), (
+        "the final recipe's seeds 0, 1, 2: " + ", ".join(f"{a:.2f}" for a in accs) +
+        f" (mean {np.mean(accs):.2f}, standard deviation {np.std(accs, ddof=1):.2f})")
+
+
+def claims(results, folder, noise):
+    """The report's claims as rows (section, claim, what was measured, verdict); each verdict follows from the runs."""
+    rows = []
+
+    def add(section, claim, measured, margin, needs=()):
+        """Holds where `margin` is above the noise, does not where it is below minus the noise."""
+        missing = [results.target[name] for name in needs if results.acc(name) is None]
+        if missing:
+            rows.append((section, claim, "not run yet: " + ", ".join(dict.fromkeys(missing)), "not run"))
+            return
+        margin = margin()
+        verdict = "within noise" if abs(margin) <= noise else "holds" if margin > 0 else "does not hold"
+        rows.append((section, claim, measured(), verdict))
+
+    def beats(section, claim, name, others):
+        def best_other():
+            return max(others, key=results.acc)
+        add(section, claim, lambda: f"{name} {results.acc(name):.2f}, {best_other()} {results.acc(best_other()):.2f}",
+            lambda: results.acc(name) - results.acc(best_other()), [name, *others])
+
+    def others(number, name):
+        return [other for other in results.section(number) if results.target[other] != results.target[name]]
+
+    beats("1.1", "batch size 16 beats 32", "bs16", ["bs32"])
+    beats("1.1", "batch size 32 beats 64", "bs32", ["bs64"])
+    beats("1.2", "noise 0.05 with erasing 0.3, scale (0.02, 0.05), is the best augmentation", "noise_0.05_erase_0.3",
+          others("1.2", "noise_0.05_erase_0.3"))
+    add("1.3", "lr 1e-4 ends slightly above 50 % (read as 50 to 55)", lambda: f"{results.acc('lr_1e-4'):.2f}",
+        lambda: np.inf * (1 if 50 < results.acc("lr_1e-4") < 55 else -1), ["lr_1e-4"])
+    decays = ["wd_1e-2", "wd_5e-3", "wd_1e-4"]
+    add("1.3", "no weight decay tried beats 70 %", lambda: ", ".join(f"{d} {results.acc(d):.2f}" for d in decays),
+        lambda: 70 - max(map(results.acc, decays)), decays)
+    add("1.3", "a smaller lr_min makes no significant difference",
+        lambda: f"lr_min_1e-6 {results.acc('lr_min_1e-6'):.2f}, 1e-5 {results.acc('lr_1e-3'):.2f}",
+        lambda: np.inf * (1 if abs(results.acc("lr_min_1e-6") - results.acc("lr_1e-3")) <= noise else -1),
+        ["lr_min_1e-6", "lr_1e-3"])
+    beats("1.4", "cosine beats StepLR", "cosine_50", ["step"])
+    beats("1.4", "cosine beats a constant learning rate", "cosine_50", ["constant"])
+    beats("1.4", "warm-up and cosine beats cosine", "warmup_cosine", ["cosine_50"])
+    beats("1.5", "dropout after every block hurts, p 0.1", "warmup_cosine", ["dropout_all_p0.1"])
+    beats("1.5", "dropout after every block hurts, p 0.2", "warmup_cosine", ["dropout_all_p0.2"])
+    beats("1.5", "the last three blocks with p 0.1 are the best dropout", "final", others("1.5", "final"))
+    add("1.6", "the final model reaches 73.08 %", lambda: f"{results.acc('final'):.2f}",
+        lambda: results.acc("final") - results.report["final"]["val_acc"], ["final"])
+
+    selective = {}
+    for run in ("final", "untrained"):
+        for layer in (1, 5):
+            path = folder / run / f"experts_layer{layer}.csv"
+            if path.exists():
+                selective[run, layer] = np.median([row["class_selectivity_index"] for row in read_csv(path)])
+    claim = "first-layer filters respond uniformly, last-layer filters are class-specific"
+    if len(selective) < 4:
+        rows.append(("2.2", claim, "not run yet: final, or its untrained control", "not run"))
+    else:
+        holds = selective["final", 5] > 2 * max(selective["final", 1], selective["untrained", 5])
+        rows.append(("2.2", claim + " (read as: the last layer's median index is over twice the first's and the untrained one's)",
+                     ", ".join(f"{run} layer {layer} {index:.3f}" for (run, layer), index in selective.items()),
+                     "holds" if holds else "does not hold"))
+    return rows
+
+
+def draw_figure(results, figure, runs, path):
+    """One of the report's figures: our accuracies solid, the report's, traced, dashed; a panel a run."""
+    canvas, axes = plt.subplots(1, len(runs), figsize=(max(5.2, 3.9 * len(runs)), 3.6), layout="constrained", sharey=True,
+                                squeeze=False)
+    for axis, (panel, name) in zip(axes[0], runs):
+        theirs = [row for row in results.curves if row["run"] == name]
+        ours = results.log.get(results.target[name], [])
+        for color, key in (("C0", "train_acc"), ("C1", "val_acc")):
+            label = {"train_acc": "training", "val_acc": "validation"}[key]
+            axis.plot([row["epoch"] for row in ours], [row[key] for row in ours], color=color, label=f"{label}, ours")
+            axis.plot([row["epoch"] for row in theirs], [row[key] for row in theirs], color=color, ls="--", lw=1,
+                      label=f"{label}, report")
+        axis.set(title=f"({panel}) {name}" + ("" if ours else ", not run yet"), xlabel="epoch")
+        axis.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("accuracy (%)")
+    axes[0, -1].legend(fontsize=8)
+    canvas.suptitle(f"The report's figure {figure}")
+    save_figure(canvas, path)
+
+
+def draw_overview(results, path):
+    names = sorted(results.log, key=results.acc)
+    canvas, axis = plt.subplots(figsize=(7, 1.6 + 0.27 * len(names)), layout="constrained")
+    axis.plot([results.acc(name) for name in names], range(len(names)), "o", label="ours")
+    reported = [(row["val_acc"], names.index(results.target[name])) for name, row in results.report.items()
+                if results.target[name] in names]
+    axis.plot(*zip(*reported), "D", mfc="none", color="C3", label="report")
+    axis.set(yticks=range(len(names)), yticklabels=names, xlabel="best validation accuracy (%)",
+             title="Every run so far, by best validation accuracy")
+    axis.grid(alpha=0.3)
+    canvas.legend(loc="outside lower center", ncols=2, frameon=False)
+    save_figure(canvas, path)
+
+
+def summary(folder):
+    """Write folder/README.md and folder/figures/*.png: every run beside the report, from the CSVs alone."""
+    results = Results(folder)
+    if not results.log:
+        raise UserError(f"{folder} holds no finished run of experiments.sh")
+    noise, origin = noise_of(results)
+    listed = [name for name, target in results.target.items() if name == target]
+    waiting = [name for name in listed if name not in results.log]
+    machines = sorted({f"{args['hardware']}, torch {args['torch']}" for args in results.args.values()})
+    page = ["# Every experiment of the report, beside the report\n",
+            "Made by `python analyze.py --summary results` from the runs' CSVs; nothing is typed in by hand.\n",
+            f"- {len(listed) - len(waiting)} of {len(listed)} runs are done, each in full: all epochs, 45,000 training and "
+            f"5,000 validation composites, seed 0 unless its name says otherwise.",
+            f"- Run on: {'; '.join(machines)}.",
+            f"- Not run yet: {', '.join(waiting) or 'none'}.",
+            f"- \"Within noise\" is {noise:.2f} points: twice the standard deviation of a difference, from {origin}.",
+            "- `report` is what the report states, or shows in a figure (traced, +-0.1); `difference` is ours minus it. "
+            "Its data, split and seed are not public.\n"]
+    for title, names in results.sections.items():
+        rows = []
+        for name in names:
+            best, report = results.best(name), results.report.get(name)
+            reported = f"{report['val_acc']:.2f}" if report else ""
+            flags = f"`{results.flags[name]}`" if results.flags[name] else "the defaults"
+            if results.target[name] != name:
+                flags = f"the same run as {results.target[name]}"
+            if best is None:
+                rows.append([name, flags, "", "not run yet", "", "", "", "", reported, ""])
+                continue
+            log, args = results.log[results.target[name]], results.args[results.target[name]]
+            rows.append([name, flags, args["epochs"], f"{best['val_acc']:.2f} ({best['epoch']:.0f})",
+                         f"{log[-1]['val_acc']:.2f}", f"{log[-1]['train_acc']:.2f}", f"{best['val_acc_conflict']:.2f}",
+                         f"{np.median([row['seconds'] for row in log]):.0f}" + (" (amp)" if args["amp"] else ""),
+                         reported, f"{best['val_acc'] - report['val_acc']:+.2f}" if report else ""])
+        page += [f"## {title}\n", table(["run", "flags", "epochs", "best val_acc (epoch)", "final val_acc", "train_acc",
+                                         "val_acc, digit conflicts", "s an epoch", "report", "difference"], rows)]
+    page += ["## The report's claims\n", table(["section", "claim", "measured", "verdict"], claims(results, folder, noise))]
+    page += ["## Figures\n"]
+    figures = {}
+    for row in results.report.values():
+        if str(row["figure"]) != "nan":
+            panel = f"{row['figure']:.0f}" if isinstance(row["figure"], float) else row["figure"]
+            figures.setdefault(panel[0], []).append((panel, row["run"]))
+    for figure, runs in figures.items():
+        if not any(results.best(name) for _, name in runs):
+            continue
+        draw_figure(results, figure, runs, folder / "figures" / f"figure{figure}.png")
+        page.append(f"![figure {figure}: ours solid, the report's dashed](figures/figure{figure}.png)\n")
+    draw_overview(results, folder / "figures" / "overview.png")
+    page.append("![all runs by best validation accuracy](figures/overview.png)\n")
+    write_text(folder / "README.md", "\n".join(page))
+    print(f"wrote {folder / 'README.md'}")
+
+
+# ---------------------------------------------------------------- command line
 def analyze(args):
     device, out = pick_device(args.device), Path(args.out or Path(args.ckpt).parent)
     checkpoint = load_checkpoint(args.ckpt, device)
@@ -219,7 +427,9 @@ def analyze(args):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--ckpt", required=True, metavar="PT", help="best.pt or last.pt of train.py, or a bare state dict")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--ckpt", metavar="PT", help="best.pt or last.pt of train.py, or a bare state dict")
+    what.add_argument("--summary", metavar="DIR", help="write DIR/README.md and DIR/figures from the runs in DIR instead")
     parser.add_argument("--layer", nargs="+", choices=LAYERS, default=["first", "last"], metavar="LAYER",
                         help="layers to chart: first, last, all, 1 to 5 (default: first last)")
     parser.add_argument("--predict", metavar="DIR",
@@ -229,7 +439,11 @@ def main():
                         help="folder of the data, see data.py; $DATA_DIR sets the default (default: %(default)s)")
     parser.add_argument("--data-seed", type=number(int, 0, 10**9), help="seed of the splits (default: the checkpoint's)")
     parser.add_argument("--device", default="auto", help="auto (cuda, mps or cpu), or a torch device (default: auto)")
-    analyze(parser.parse_args())
+    args = parser.parse_args()
+    if args.summary:
+        summary(Path(args.summary))
+    else:
+        analyze(args)
 
 
 if __name__ == "__main__":

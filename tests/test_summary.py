@@ -1,0 +1,85 @@
+"""The results page: verdicts from made-up runs of known accuracies, and the same bytes twice."""
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import analyze
+from utils import UserError, write_csv
+
+ROOT = Path(analyze.__file__).parent
+
+
+def add_run(folder, name, accs, **args):
+    rows = [{"epoch": i + 1, "val_acc": acc, "train_acc": 90.0, "val_acc_conflict": 60.0, "seconds": 1.0}
+            for i, acc in enumerate(accs)]
+    write_csv(folder / name / "log.csv", rows)
+    (folder / name / "args.json").write_text(json.dumps({
+        "epochs": len(accs), "data": "CIFAR-10 and MNIST composites", "limit": None, "amp": False, "torch": "2", "hardware": "x",
+        **args}))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("report.csv", "report_curves.csv"):
+        shutil.copy(ROOT / "results" / name, tmp_path)
+    for name, accs in {"final": [60.0, 73.0], "bs64": [65.0], "bs32": [68.0], "bs16": [68.5, 67.0], "lr_1e-4": [52.0],
+                       "wd_1e-2": [62.0], "wd_5e-3": [66.0], "wd_1e-4": [75.0], "cosine_50": [60.0], "constant": [70.0]}.items():
+        add_run(tmp_path, name, accs)
+    return tmp_path
+
+
+def verdicts(folder):
+    results = analyze.Results(folder)
+    return {claim.split(" (")[0]: verdict for _, claim, _, verdict in
+            analyze.claims(results, folder, analyze.noise_of(results)[0])}
+
+
+def test_verdicts_follow_from_the_runs(folder):
+    found = verdicts(folder)
+    assert found["batch size 32 beats 64"] == "holds"
+    assert found["batch size 16 beats 32"] == "within noise"
+    assert found["lr 1e-4 ends slightly above 50 %"] == "holds"
+    assert found["no weight decay tried beats 70 %"] == "does not hold"
+    assert found["cosine beats a constant learning rate"] == "does not hold"
+    assert found["cosine beats StepLR"] == "not run"
+    assert found["the final model reaches 73.08 %"] == "within noise"
+
+
+def test_the_yardstick_comes_from_the_seeds(folder):
+    assert analyze.noise_of(analyze.Results(folder))[0] == pytest.approx(2 * 2 ** 0.5 * 100 * (0.73 * 0.27 / 5000) ** 0.5)
+    add_run(folder, "final_seed1", [72.9])
+    add_run(folder, "final_seed2", [73.1])
+    assert analyze.noise_of(analyze.Results(folder))[0] == pytest.approx(2 * 2 ** 0.5 * 0.1)  # sd of 73.0, 72.9, 73.1
+    assert verdicts(folder)["batch size 16 beats 32"] == "holds"
+
+
+def test_the_page_shows_ours_the_reports_and_what_is_missing_and_is_the_same_twice(folder):
+    analyze.summary(folder)
+    page = (folder / "README.md").read_text()
+    assert "| bs16 | " in page and "68.50 (1) | 67.00" in page and "70.12 | -1.62 |" in page
+    assert "| dropout_last3_p0.1 | the same run as final | 2 | 73.00 (2)" in page
+    assert "| step | `--dropout-last 0 --epochs 50 --schedule step` |  | not run yet" in page
+    drawn = sorted(path.name for path in (folder / "figures").iterdir())
+    assert drawn == ["figure2.png", "figure3.png", "figure5.png", "figure6.png", "overview.png"]  # no run of 1 and 4 yet
+    shutil.rmtree(folder / "figures")
+    (folder / "README.md").unlink()
+    analyze.summary(folder)
+    assert (folder / "README.md").read_text() == page
+
+
+def test_only_whole_runs_on_all_the_images_count(folder):
+    add_run(folder, "bs16", [80.0], epochs=40)
+    add_run(folder, "bs32", [80.0], limit=1000)
+    add_run(folder, "bs64", [80.0], data="synthetic data")
+    assert not {"bs16", "bs32", "bs64"} & set(analyze.Results(folder).log)
+
+
+def test_a_folder_without_runs_is_named(tmp_path):
+    with pytest.raises(UserError, match="report.csv not found"):
+        analyze.summary(tmp_path)
+    for name in ("report.csv", "report_curves.csv"):
+        shutil.copy(ROOT / "results" / name, tmp_path)
+    with pytest.raises(UserError, match="no finished run"):
+        analyze.summary(tmp_path)
