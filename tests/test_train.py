@@ -166,7 +166,6 @@ def test_kill_minus_nine_then_resume(whole, data_dir, tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert len(rows(out)) < 4 if (out / "log.csv").exists() else True
     call(data_dir, out, "--resume")
     assert_same_run(out, whole)
 
