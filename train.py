@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from data import apply, augmentation, load_splits
 from model import CNN
 from schedules import SCHEDULES, make_schedule
-from utils import (UserError, atomic, device_name, load_checkpoint, load_weights, number, pick_device, read_csv, run,
-                   write_csv, write_text)
+from utils import (UserError, atomic, device_name, load_checkpoint, load_weights, number, pick_device, read_csv, refuse,
+                   run, write_csv, write_text)
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -209,11 +209,6 @@ def claim(out, args):
     if "optimizer" not in state:
         raise UserError(f"{out / 'last.pt'} is not train.py's: it has no optimizer state; --overwrite starts again")
     return state
-
-
-def refuse(message):
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
 
 
 def save(path, checkpoint):

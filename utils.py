@@ -27,6 +27,12 @@ def run(main):
         sys.exit(130)
 
 
+def refuse(message):
+    """What was asked for cannot be done: one line, exit status 2, as argparse does for a bad flag."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
 # ---------------------------------------------------------------- arguments
 def number(kind, low, high=math.inf, open_low=False):
     """An argparse type: a finite `kind` (int or float) in [low, high], or in (low, high] with `open_low`."""
@@ -47,8 +53,7 @@ def pick_device(name):
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError):
-        print(f"error: there is no device '{name}' here; --device cpu always works", file=sys.stderr)
-        sys.exit(2)
+        refuse(f"there is no device '{name}' here; --device cpu always works")
     return torch.device(name)
 
 
