@@ -197,10 +197,10 @@ class Results:
         self.sections, self.flags, self.target = {}, {}, {}  # {title: [name]}, {name: flags}, {name: its run's name}
         for line in listing.splitlines():
             if line.startswith("#"):
-                names = self.sections[line[2:]] = []
+                title = line[2:]
                 continue
             name, _, flags = line.partition(" ")
-            names.append(name)
+            self.sections.setdefault(title, []).append(name)
             self.flags[name] = flags.strip()
             self.target[name] = flags.split()[1] if flags.strip().startswith("=") else name
         if not (folder / "report.csv").exists():

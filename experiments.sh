@@ -5,12 +5,14 @@
 #   bash experiments.sh                run everything: a finished run is skipped, an interrupted one resumes
 #   bash experiments.sh final bs16     run these
 #   bash experiments.sh --list         print every run with its flags
+#   sbatch --array=0-N experiments.sh  on a SLURM cluster: a run a task; --list prints N
 #
-#   JOBS=2        run several at once (each gets its share of the cores, and a GPU in turn where there are some)
+#   JOBS=2        run several at once (each gets its share of the cores, and a GPU of its own where there are as many)
 #   EPOCHS= LIMIT=   shrink every run to a trial, in results/trial/NAME: real results are not touched
 #   DATA_DIR=     folder of the data (default: data)      PYTHON=   the interpreter (default: python)
 set -u
 cd "$(dirname "$0")" || exit
+[ -f train.py ] || cd "${SLURM_SUBMIT_DIR:-.}" || exit   # SLURM runs a copy of this file from elsewhere
 PYTHON=${PYTHON:-$(command -v python || command -v python3)}
 JOBS=${JOBS:-1}
 
@@ -98,21 +100,25 @@ finished() {  # name flags: the log has a row for every epoch, and the command w
 run_one() {  # name flags
     local out=$results/$1
     "$PYTHON" train.py --resume --out "$out" $2 || return
-    echo "$2" > "$out/flags.txt"
-    [ "$out" != results/final ] || "$PYTHON" analyze.py --ckpt "$out/best.pt"
+    [ "$out" != results/final ] || "$PYTHON" analyze.py --ckpt "$out/best.pt" || return
+    echo "$2" > "$out/flags.txt"   # last: marks it as finished
 }
 
 flags_of() { echo $(runs | awk -v name="$1" '$1 == name { $1 = ""; print }') $trial; }
 
+all=($(runs | awk '!/^#/ && $2 != "=" { print $1 }'))
 case ${1:-} in
     demo) demo; exit ;;
-    --list) runs; exit ;;
+    --list)
+        runs
+        echo "# ${#all[@]} runs; as a SLURM array: sbatch --array=0-$((${#all[@]} - 1)) experiments.sh"
+        exit ;;
     --one)  # one run of a sweep, called by xargs below
         name=$2
         if [ "$JOBS" -gt 1 ]; then
             export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( $(nproc) / JOBS > 0 ? $(nproc) / JOBS : 1 ))}
-            gpus=$(nvidia-smi --list-gpus 2>/dev/null | grep -c .)
-            [ "$gpus" -lt 2 ] || export CUDA_VISIBLE_DEVICES=$((10#$3 % gpus))
+            IFS=, read -ra gpus <<< "${GPUS:-}"
+            [ ${#gpus[@]} -eq 0 ] || export CUDA_VISIBLE_DEVICES=${gpus[SLOT % ${#gpus[@]}]}
             run_one "$name" "$(flags_of "$name")" 2>&1 | sed -u "s/^/$name: /"
             exit "${PIPESTATUS[0]}"
         fi
@@ -121,17 +127,24 @@ case ${1:-} in
         exit ;;
 esac
 
-all=$(runs | awk '!/^#/ && $2 != "=" { print $1 }')
-names=""
+names=()
 for name in "$@"; do
     other=$(runs | awk -v name="$name" '$1 == name { print $2 == "=" ? $3 : name }')
     [ -n "$other" ] || { echo "error: no run is called '$name'; --list prints them" >&2; exit 2; }
-    names+=" $other"
+    names+=("$other")
 done
+[ $# -gt 0 ] || names=("${all[@]}")
+if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then  # this task's run only
+    [ "$SLURM_ARRAY_TASK_ID" -lt ${#names[@]} ] || { echo "error: array tasks go from 0 to $((${#names[@]} - 1))" >&2; exit 2; }
+    names=("${names[SLURM_ARRAY_TASK_ID]}")
+    JOBS=1
+fi
 todo=()
-for name in ${names:-$all}; do
+for name in "${names[@]}"; do
     if finished "$name" "$(flags_of "$name")"; then echo "$name is finished"; else todo+=("$name"); fi
 done
 [ ${#todo[@]} -gt 0 ] || exit 0
 "$PYTHON" data.py --sheet "$results/dataset.png" || exit   # checks the data, and downloads them once, not once a job
-for i in "${!todo[@]}"; do echo "${todo[i]} $i"; done | xargs -P "$JOBS" -L 1 bash experiments.sh --one
+GPUS=${CUDA_VISIBLE_DEVICES-$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null | paste -sd, -)}
+export GPUS JOBS
+printf '%s\n' "${todo[@]}" | xargs -P "$JOBS" ${GPUS:+--process-slot-var=SLOT} -L 1 bash experiments.sh --one

@@ -1,6 +1,7 @@
 """experiments.sh: its list against the report's settings, and skipping, resuming, trials and names with a stand-in for
 python that only records how it was called."""
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -38,7 +39,8 @@ def test_the_list_has_the_reports_runs_with_its_settings():
             assert flags[1] in runs
             continue
         args = train.parse_args(flags)
-        assert (args.flip, args.lr_min, args.seed, args.match_prob) == (0.5, 1e-6 if name == "lr_min_1e-6" else 1e-5, 0, 0.6)
+        assert (args.flip, args.lr_min, args.match_prob) == (0.5, 1e-6 if name == "lr_min_1e-6" else 1e-5, 0.6)
+        assert (args.seed == 0 or name.startswith("final_seed")) and (args.data_seed == 0 or name.startswith("baseline_data"))
         if name in REPORT:
             got = (args.bs, args.epochs, args.lr, args.weight_decay, args.schedule, args.noise, args.erase,
                    args.dropout_last, args.dropout_p if args.dropout_last else None)
@@ -52,15 +54,16 @@ def sandbox(tmp_path):
     (tmp_path / "experiments.sh").write_bytes((ROOT / "experiments.sh").read_bytes())
     (tmp_path / "python").write_text("""#!/usr/bin/env bash
 echo "$@" >> calls
+[ "$1" != train.py ] || echo "${CUDA_VISIBLE_DEVICES-}" >> gpus
 [ "$1" = train.py ] || exit 0
 [[ "$*" != *lr_1e-4* ]] || [ -n "${LET_IT:-}" ] || exit 1   # this run fails
 out=$4; mkdir -p "$out"; echo '"epochs": 2,' > "$out/args.json"; printf 'epoch\\n1\\n2\\n' > "$out/log.csv"
 """)
     (tmp_path / "python").chmod(0o755)
 
-    def call(*words, **environment):
+    def call(*words, script="experiments.sh", cwd=tmp_path, **environment):
         (tmp_path / "calls").write_text("")
-        result = subprocess.run(["bash", "experiments.sh", *words], cwd=tmp_path, capture_output=True, text=True,
+        result = subprocess.run(["bash", script, *words], cwd=cwd, capture_output=True, text=True,
                                 env={**os.environ, "PYTHON": str(tmp_path / "python"), **environment})
         return result, [line for line in (tmp_path / "calls").read_text().splitlines() if line.startswith("train.py")]
     return call
@@ -97,6 +100,33 @@ def test_everything_once_and_a_failure_is_told_but_stops_nothing(sandbox, jobs):
     assert sorted(call.split()[3] for call in calls) == sorted(f"results/{name}" for name in expected)
     result, calls = sandbox(JOBS=jobs, LET_IT="1")
     assert result.returncode == 0 and [call.split()[3] for call in calls] == ["results/lr_1e-4"]
+
+
+def test_a_slurm_task_takes_its_run(sandbox, tmp_path):
+    names = [name for name, *flags in listed() if flags[:1] != ["="]]
+    spool, elsewhere = tmp_path / "spool", tmp_path / "elsewhere"  # slurmd runs a copy of the script from its own folder
+    spool.mkdir(), elsewhere.mkdir()
+    shutil.copy(tmp_path / "experiments.sh", spool / "slurm_script")
+    (tmp_path / "train.py").touch()
+
+    def task(number, *words):
+        return sandbox(*words, script=spool / "slurm_script", cwd=elsewhere, SLURM_ARRAY_TASK_ID=str(number),
+                       SLURM_SUBMIT_DIR=str(tmp_path))
+    for i in (0, len(names) - 1):
+        assert [call.split()[3] for call in task(i)[1]] == [f"results/{names[i]}"]
+    assert [call.split()[3] for call in task(1, "wd_1e-2", "bs16")[1]] == ["results/bs16"]
+    result, calls = task(len(names))
+    assert result.returncode == 2 and str(len(names) - 1) in result.stderr and calls == []
+    assert f"sbatch --array=0-{len(names) - 1} experiments.sh" in sandbox("--list")[0].stdout
+
+
+@pytest.mark.parametrize("visible, expected", [(None, {"0", "1", "2"}), ("4,7", {"4", "7"}), ("", {""})])
+def test_jobs_spread_over_the_gpus(sandbox, tmp_path, visible, expected):
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nprintf '0\\n1\\n2\\n'\n")  # a machine with three
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "JOBS": "3"}
+    sandbox(**environment, **({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}))
+    assert set((tmp_path / "gpus").read_text().split("\n")[:-1]) == expected
 
 
 def test_a_trial_shrinks_the_runs_and_stays_out_of_the_results(sandbox, tmp_path):
