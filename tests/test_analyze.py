@@ -83,12 +83,18 @@ def test_it_writes_what_it_says(checkpoint, data_dir, tmp_path, monkeypatch, cap
     index = sorted((max(r) - (sum(r) - max(r)) / 9) / (max(r) + (sum(r) - max(r)) / 9) for r in norms[0].tolist())
     assert printed["layer1_selectivity_median"] == f"{(index[7] + index[8]) / 2:.4f} (16 filters)"
 
+    torch.manual_seed(0)  # the untrained control: a bare state dict has no seed, so 0
+    before = analyze.selectivity(analyze.class_norms(CNN().eval(), splits.val)[0])
+    assert printed["layer1_selectivity_median_untrained"] == f"{np.median(before):.4f}"
+
     with open(tmp_path / "experts_layer1.csv", newline="") as file:
         table = list(csv.DictReader(file))
-    assert len(table) == 16 and list(table[0]) == ["filter", *splits.classes, "class_selectivity_index", "best_class"]
-    for row, means in zip(table, norms[0]):
+    assert len(table) == 16 and list(table[0]) == ["filter", *splits.classes, "class_selectivity_index", "best_class",
+                                                  "untrained_selectivity_index"]
+    for row, means, b in zip(table, norms[0], before):
         np.testing.assert_allclose([float(row[c]) for c in splits.classes], means, rtol=1e-5)
         assert row["best_class"] == splits.classes[int(means.argmax())]
+        assert float(row["untrained_selectivity_index"]) == pytest.approx(b, rel=1e-4)
 
     kernel = net.conv1.weight[4, 2].detach()  # stretched to [0, 255]
     expected = (255 * (kernel - kernel.min()) / (kernel.max() - kernel.min())).round()

@@ -47,6 +47,17 @@ def test_verdicts_follow_from_the_runs(folder):
     assert found["the final model reaches 73.08 %"] == "within noise"
 
 
+@pytest.mark.parametrize("first, last, before, verdict", [(0.04, 0.15, 0.05, "holds"), (0.08, 0.15, 0.05, "does not hold"),
+                                                          (0.04, 0.15, 0.08, "does not hold")])
+def test_the_experts_need_both_controls(folder, first, last, before, verdict):
+    claim = "first-layer filters respond uniformly, last-layer filters are class-specific"
+    assert verdicts(folder)[claim] == "not run"
+    for layer, index in ((1, first), (5, last)):
+        write_csv(folder / "final" / f"experts_layer{layer}.csv",
+                  [{"class_selectivity_index": index, "untrained_selectivity_index": before}] * 3)
+    assert verdicts(folder)[claim] == verdict
+
+
 def test_the_yardstick_comes_from_the_seeds(folder):
     assert analyze.noise_of(analyze.Results(folder))[0] == pytest.approx(2 * 2 ** 0.5 * 100 * (0.73 * 0.27 / 5000) ** 0.5)
     add_run(folder, "final_seed1", [72.9])
