@@ -303,6 +303,36 @@ def claims(results, folder, noise):
     return rows
 
 
+def differences(results):
+    """Where our numbers leave the report's, as lines of the page: how many are close, and what chance and the data's draw
+    explain."""
+    pairs = [(row, results.best(name), results.log[results.target[name]][-1]["train_acc"])
+             for name, row in results.report.items() if results.best(name)]
+    if not pairs:
+        return ["No run that the report has a number for is done yet."]
+    val = np.array([best["val_acc"] - row["val_acc"] for row, best, _ in pairs])
+    train = np.array([train_acc - row["train_acc"] for row, _, train_acc in pairs if row["train_acc"] == row["train_acc"]])
+    lines = [f"- val_acc: {(abs(val) <= 1.5).sum()} of {len(val)} numbers lie within 1.5 points of the report's; on average ours "
+             f"is {val.mean():+.2f} (from {val.min():+.2f} to {val.max():+.2f})."]
+    if len(train):
+        lines.append(f"- train_acc, last epoch: on average {train.mean():+.2f} (from {train.min():+.2f} to {train.max():+.2f}, "
+                     f"{len(train)} numbers).")
+    draws = {name: results.acc(name) for name in ("baseline", "baseline_data1", "baseline_data2") if results.best(name)}
+    if len(draws) > 1:
+        accs = list(draws.values())
+        lines.append("- Other held-out images and other digits, the same recipe: " +
+                     ", ".join(f"{name} {acc:.2f}" for name, acc in draws.items()) +
+                     f" (mean {np.mean(accs):.2f}, standard deviation {np.std(accs, ddof=1):.2f}); the report "
+                     f"{results.report['baseline']['val_acc']:.2f}.")
+    shares = [(row["val_acc"] - best["val_acc_conflict"]) / (best["val_acc_agree"] - best["val_acc_conflict"])
+              for row, best, _ in pairs if "val_acc_agree" in best]
+    if shares:
+        lines.append("- An independent digit agrees with the label in 10 % of the validation images. Were it "
+                     f"{100 * np.mean(shares):.0f} % (from {100 * min(shares):.0f} to {100 * max(shares):.0f} over the runs), our "
+                     "accuracies where digit and label agree and conflict would add up to the report's numbers.")
+    return lines
+
+
 def draw_figure(results, figure, runs, path):
     """One of the report's figures: our accuracies solid, the report's, traced, dashed; a panel a run."""
     canvas, axes = plt.subplots(1, len(runs), figsize=(max(5.2, 3.9 * len(runs)), 3.6), layout="constrained", sharey=True,
@@ -374,7 +404,7 @@ def summary(folder):
         page += [f"## {title}\n", table(["run", "flags", "epochs", "best val_acc (epoch)", "final val_acc", "train_acc",
                                          "val_acc, digit conflicts", "s an epoch", "report", "difference"], rows)]
     page += ["## The report's claims\n", table(["section", "claim", "measured", "verdict"], claims(results, folder, noise))]
-    page += ["## Figures\n"]
+    page += ["## Where we differ from the report\n", *differences(results), "\n## Figures\n"]
     figures = {}
     for row in results.report.values():
         if str(row["figure"]) != "nan":
