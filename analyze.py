@@ -1,12 +1,13 @@
-"""Look inside a trained CNN: its first-layer filters and "who is expert?" (the report's section 2).
+"""Look inside a trained CNN: its first-layer filters, "who is expert?" (the report's section 2), and how it cheats.
 
-    python analyze.py --ckpt results/final/best.pt                 filters, and experts of the first and last layer
+    python analyze.py --ckpt results/final/best.pt                 everything, with the experts of the first and last layer
     python analyze.py --ckpt best.pt --layer last                  one layer: first, last, all or 1 to 5
     python analyze.py --ckpt best.pt --predict DIR                 classify a folder of unlabelled PNGs instead
     python analyze.py --summary results                            the page of all runs beside the report, from their CSVs
 
 Figures go beside the checkpoint (or to --out): filters.png, filters_rgb.png, filters/ (each kernel as an image);
-for each layer N experts_layerN.png, .csv and a folder of one chart a filter; experts.png, the report's figure 8.
+for each layer N experts_layerN.png, .csv and a folder of one chart a filter; experts.png, the report's figure 8;
+mistakes.png; and where the digits are known shortcut.png, digit_experts.png, groups.csv and counterfactual.csv.
 Filters and channels count from 1, as in the report. What is printed, a figure a line, goes to analysis.txt as well.
 """
 import argparse
@@ -21,9 +22,9 @@ import numpy as np
 import torch
 from torchvision.utils import save_image
 
-from data import COMPOSITES, apply, augmentation, load_splits, read_images
+from data import COMPOSITES, DIGIT, apply, augmentation, load_splits, read_images
 from model import CNN
-from train import EVAL_BATCH, evaluate
+from train import EVAL_BATCH, evaluate, percent, predict, score
 from utils import UserError, atomic, load_checkpoint, load_weights, number, pick_device, read_csv, run, write_csv, write_text
 
 matplotlib.use("Agg")
@@ -35,18 +36,18 @@ LAYERS = {"first": [1], "last": [5], "all": [1, 2, 3, 4, 5], **{str(n): [n] for 
 
 # ---------------------------------------------------------------- what is measured
 @torch.inference_mode()
-def class_norms(model, split):
+def class_norms(model, images, groups):
     """For each of the five layers a float64 array [filters, 10]: the L2 norm over height and width of each filter's
-    feature map, averaged over the images of each class (report, section 2.2). Raises UserError for a class without
-    images."""
+    feature map, averaged over the images of each class (report, section 2.2). `groups`, int64 [N], are the images'
+    classes, or their digits. Raises UserError for one without images."""
     model.eval()
-    counts = torch.bincount(split.labels.cpu(), minlength=10).double()
+    counts = torch.bincount(groups.cpu(), minlength=10).double()
     if (counts == 0).any():
-        raise UserError(f"class {int(counts.argmin())} has no validation image, so its norms cannot be averaged")
+        raise UserError(f"no validation image is of class or digit {int(counts.argmin())}, so its norms cannot be averaged")
     sums = [0] * 5
-    for images, labels in zip(split.images.split(EVAL_BATCH), split.labels.split(EVAL_BATCH)):
-        one_hot = torch.nn.functional.one_hot(labels.cpu(), 10).double()
-        maps = model(apply(NO_AUGMENT, images), return_maps=True)[1]
+    for part, group in zip(images.split(EVAL_BATCH), groups.split(EVAL_BATCH)):
+        one_hot = torch.nn.functional.one_hot(group.cpu(), 10).double()
+        maps = model(apply(NO_AUGMENT, part), return_maps=True)[1]
         sums = [total + m.float().flatten(2).norm(dim=2).cpu().double().T @ one_hot for total, m in zip(sums, maps)]
     return [(total / counts).numpy() for total in sums]
 
@@ -60,12 +61,16 @@ def selectivity(norms):
     return np.divide(largest - others, largest + others, out=np.zeros_like(largest), where=largest > 0)
 
 
-def expert_table(norms, untrained, classes):
-    """One dict a filter: its number, ten class means (the norms, not divided by anything), index, best class, and the
-    index that the same filter has before training."""
-    return [{"filter": i + 1, **dict(zip(classes, map(float, means))), "class_selectivity_index": float(index),
+def expert_table(norms, untrained, classes, by_digit=None):
+    """One dict a filter: its number, ten class means (the norms, not divided by anything), index, best class, the index
+    that the same filter has before training; and where digits are known the index and the best one by digit."""
+    rows = [{"filter": i + 1, **dict(zip(classes, map(float, means))), "class_selectivity_index": float(index),
              "best_class": classes[int(means.argmax())], "untrained_selectivity_index": float(before)}
             for i, (means, index, before) in enumerate(zip(norms, selectivity(norms), selectivity(untrained)))]
+    if by_digit is not None:
+        for row, means, index in zip(rows, by_digit, selectivity(by_digit)):
+            row |= {"digit_selectivity_index": float(index), "best_digit": int(means.argmax())}
+    return rows
 
 
 def selectivity_lines(layer, norms, untrained, classes):
@@ -76,6 +81,69 @@ def selectivity_lines(layer, norms, untrained, classes):
             f"layer{layer}_selectivity_median_untrained {np.median(selectivity(untrained)):.4f}",
             *(f"layer{layer}_expert filter {i + 1} {classes[int(norms[i].argmax())]} {index[i]:.4f}"
               for i in np.argsort(-index, kind="stable")[:5])]
+
+
+# ---------------------------------------------------------------- the shortcut
+def group_table(correct, split):
+    """Accuracy (percent) and number of images of each group label x digit: float and int arrays [10,10], NaN where a
+    group is empty. The smallest accuracy is the worst-group accuracy (Sagawa et al. 2020)."""
+    group = (split.labels * 10 + split.digits).cpu()
+    counts = torch.bincount(group, minlength=100)
+    hits = torch.bincount(group, weights=correct.cpu().double(), minlength=100)
+    return (100 * hits / counts).view(10, 10).numpy(), counts.view(10, 10).numpy()
+
+
+def counterfactual(model, split, seed=0):
+    """The causal question: what is predicted for the same images with another digit under them?
+
+    Returns int64 [11,N]: row d holds the predictions with the corner of a random image that has the digit d, row 10
+    those with a black corner, no digit at all. Raises UserError for a digit that no image has."""
+    generator, rows = torch.Generator().manual_seed(seed), []
+    for digit in range(11):
+        images = split.images.clone()
+        if digit == 10:
+            images[DIGIT] = 0
+        else:
+            owners = (split.digits == digit).nonzero()[:, 0]
+            if len(owners) == 0:
+                raise UserError(f"no validation image has the digit {digit}")
+            picks = torch.randint(len(owners), (len(images),), generator=generator)
+            images[DIGIT] = split.images[owners[picks.to(owners.device)]][DIGIT]
+        rows.append(predict(model, images, NO_AUGMENT).argmax(1))
+    return torch.stack(rows)
+
+
+def counterfactual_table(rows, before, split):
+    """One dict for each digit, and one for none, in percent of the images that have another digit: their accuracy with
+    this one in its place, how many predictions it changes, how many it changes to its own class."""
+    table = []
+    for digit, after in enumerate(rows):
+        other, changed = split.digits != digit, after != before
+        table.append({"digit": digit if digit < 10 else "none", "images": int(other.sum()),
+                      "acc": percent((after == split.labels)[other]), "changed": percent(changed[other]),
+                      "changed_to_digit": percent((changed & (after == digit))[other]) if digit < 10 else float("nan")})
+    return table
+
+
+def shortcut_lines(split, scores, groups, counts, rows, table, classes):
+    """What the digit does to the predictions, a figure a line."""
+    worst = np.nanargmin(groups)
+    agree = rows[split.labels, torch.arange(len(split.labels))] == split.labels
+    right = rows[:10] == split.labels
+    conflict = torch.cat([right[digit][split.labels != digit] for digit in range(10)])
+    changed, to_digit = (sum(row[key] * row["images"] for row in table[:10]) / sum(row["images"] for row in table[:10])
+                         for key in ("changed", "changed_to_digit"))
+    return [f"val_acc_agree {scores['acc_agree']:.2f}",
+            f"val_acc_conflict {scores['acc_conflict']:.2f}",
+            f"val_follows_digit {scores['follows_digit']:.2f}",
+            f"worst_group_acc {groups.flat[worst]:.2f} (label {classes[worst // 10]}, digit {worst % 10}, "
+            f"{counts.flat[worst]} images)",
+            f"acc_digit_of_label {percent(agree):.2f} (the label's digit put under every image)",
+            f"acc_other_digit {percent(conflict):.2f} (each of the nine others)",
+            f"acc_no_digit {percent(rows[10] == split.labels):.2f} (a black corner)",
+            f"another_digit_changes_prediction {changed:.2f}",
+            f"another_digit_changes_prediction_to_it {to_digit:.2f}",
+            f"prediction_depends_on_digit {percent((rows[:10] != rows[0]).any(0)):.2f} (not the same under all ten)"]
 
 
 # ---------------------------------------------------------------- what is drawn
@@ -173,8 +241,92 @@ def draw_summary(first, last, classes, source, out):
     save_figure(figure, out / "experts.png")
 
 
+def draw_table(axis, values, rows, columns, title, ylabel, xlabel):
+    """A heat map of percentages, 0 to 100, each written in its cell."""
+    axis.imshow(values, cmap="Blues", vmin=0, vmax=100)
+    axis.set(title=title, ylabel=ylabel, xlabel=xlabel, yticks=range(len(rows)), yticklabels=rows, xticks=range(len(columns)))
+    axis.set_xticklabels(columns, rotation=60 if isinstance(columns[0], str) else 0, rotation_mode="anchor",
+                         ha="right" if isinstance(columns[0], str) else "center")
+    for (y, x), value in np.ndenumerate(values):
+        axis.text(x, y, "" if np.isnan(value) else f"{value:.0f}", ha="center", va="center", fontsize=9,
+                  color="white" if value > 60 else "black")
+
+
+def shares(rows, columns):
+    """The table rows x columns of two int64 tensors [N], in percent of each row: float [10,10]."""
+    counts = torch.bincount(rows.cpu() * 10 + columns.cpu(), minlength=100).view(10, 10).double()
+    return (100 * counts / counts.sum(1, keepdim=True)).numpy()
+
+
+def draw_shortcut(split, predictions, groups, rows, classes, source, out):
+    figure, axes = plt.subplots(2, 2, figsize=(11, 11), layout="constrained")
+    figure.suptitle(f"What the digit does to the predictions, in percent of {len(split.labels)} validation images ({source})",
+                    fontsize=13)
+    names = [f"{name} {i}" for i, name in enumerate(classes)]
+    draw_table(axes[0, 0], shares(split.labels, predictions), names, names, "confusion matrix", "label", "prediction")
+    draw_table(axes[0, 1], groups, names, list(range(10)), "accuracy by label and digit", "label", "digit in the image")
+    placed = np.stack([shares(torch.zeros_like(row), row)[0] for row in rows])
+    draw_table(axes[1, 0], placed, [*range(10), "none"], names, "the digit exchanged: what is predicted",
+               "digit put under every image", "prediction")
+    right = (rows == split.labels).double().cpu()
+    by_class = np.array([[right[label, chosen].mean(), right[[d for d in range(10) if d != label]][:, chosen].mean(),
+                          right[10, chosen].mean()]
+                         for label in range(10) for chosen in [split.labels.cpu() == label]]) * 100
+    for i, (name, color) in enumerate((("the label's", "C2"), ("another", "C3"), ("none", "C7"))):
+        axes[1, 1].barh(np.arange(10) + 0.27 * (i - 1), by_class[:, i], 0.27, label=name, color=color)
+    axes[1, 1].set(title="the digit exchanged: accuracy", xlabel="accuracy (%)", xlim=(0, 100), yticks=range(10),
+                   yticklabels=names)
+    axes[1, 1].invert_yaxis()
+    axes[1, 1].legend(title="digit put under every image", ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.12))
+    save_figure(figure, out / "shortcut.png")
+
+
+def draw_digit_experts(by_class, by_digit, classes, source, out):
+    """A dot a filter: its selectivity for classes and for digits, first and last layer; below, the last layer's strongest
+    expert of each kind."""
+    figure, axes = plt.subplot_mosaic([["first", "first", "last", "last"], [0, 1, 2, 3]], figsize=(11, 8.4),
+                                      layout="constrained", height_ratios=[1.5, 1])
+    figure.suptitle(f"Experts on the class and on the digit ({source})", fontsize=13)
+    for name, classed, digited in (("first", by_class[0], by_digit[0]), ("last", by_class[4], by_digit[4])):
+        x, y = selectivity(classed), selectivity(digited)
+        top = 1.08 * max(x.max(), y.max())
+        axes[name].plot([0, top], [0, top], color="gray", lw=0.8)
+        axes[name].scatter(x, y, s=18)
+        for i, text in ((x.argmax(), classes[int(classed[x.argmax()].argmax())]), (y.argmax(), f"digit {digited[y.argmax()].argmax()}")):
+            axes[name].annotate(f"filter {i + 1}: {text}", (x[i], y[i]), xytext=(-6, 6), textcoords="offset points", ha="right",
+                                bbox={"fc": "white", "ec": "none", "alpha": 0.8, "pad": 0.5})
+        axes[name].set(xlabel="selectivity for the class", ylabel="selectivity for the digit", xlim=(0, top), ylim=(0, top),
+                       title=f"{name} layer: {(y > x).sum()} of {len(x)} filters answer more to the digit")
+    strongest = selectivity(by_class[4]).argmax(), selectivity(by_digit[4]).argmax()
+    for column, i in ((0, strongest[0]), (2, strongest[1])):
+        draw_bars(axes[column], by_class[4][i], classes)
+        axes[column].set_title(f"last layer, filter {i + 1}, by class", fontsize=10)
+        draw_bars(axes[column + 1], by_digit[4][i], list(range(10)))
+        axes[column + 1].set_title(f"filter {i + 1}, by digit", fontsize=10)
+    axes[0].set_ylabel("mean norm / largest")
+    save_figure(figure, out / "digit_experts.png")
+
+
+def draw_mistakes(split, logits, classes, source, out):
+    """The 24 images that are got wrong with the highest confidence."""
+    confidence, predictions = logits.softmax(1).max(1)
+    wrong = (predictions != split.labels).nonzero()[:, 0]
+    worst = wrong[confidence[wrong].argsort(descending=True, stable=True)][:24]
+    figure, axes = plt.subplots(4, 6, figsize=(10, 8.6), layout="constrained")
+    figure.suptitle(f"Wrong with the highest confidence: label, digit, prediction ({source})\n"
+                    "red: the prediction is the digit's class", fontsize=13)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, i in zip(axes.flat, worst.tolist()):
+        axis.imshow(split.images[i].permute(1, 2, 0).cpu().numpy())
+        digit = f", digit {split.digits[i]}" if split.digits[i] >= 0 else ""
+        axis.set_title(f"{classes[split.labels[i]]}{digit}\n→ {classes[predictions[i]]} {confidence[i]:.3f}", fontsize=9,
+                       color="C3" if predictions[i] == split.digits[i] else "black")
+    save_figure(figure, out / "mistakes.png")
+
+
 # ---------------------------------------------------------------- unlabelled images
-def predict(model, folder, out, device):
+def predict_folder(model, folder, out, device):
     """Write out/predictions.txt: a line `name.png,class index` for each PNG of `folder`, 2.png before 10.png."""
     def natural(path):
         return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
@@ -182,9 +334,7 @@ def predict(model, folder, out, device):
     if not paths:
         raise UserError(f"{folder} holds no PNG files")
     images = read_images(paths).to(device)
-    model.eval()
-    with torch.inference_mode():
-        classes = torch.cat([model(apply(NO_AUGMENT, part)).argmax(1) for part in images.split(EVAL_BATCH)])
+    classes = predict(model, images, NO_AUGMENT).argmax(1)
     write_text(out / "predictions.txt", "".join(f"{path.name},{c}\n" for path, c in zip(paths, classes.tolist())))
     print(f"predictions {out / 'predictions.txt'} ({len(paths)} images)")
 
@@ -428,32 +578,54 @@ def analyze(args):
     model = CNN().to(device, memory_format=torch.channels_last)
     load_weights(model, checkpoint, args.ckpt)
     if args.predict:
-        return predict(model, args.predict, out, device)
+        return predict_folder(model, args.predict, out, device)
 
     data_seed = args.data_seed if args.data_seed is not None else checkpoint.get("args", {}).get("data_seed", 0)
     splits = load_splits(args.data_dir, seed=data_seed)
-    classes, val = splits.classes, splits.val.to(device)
-    norms = class_norms(model, val)
+    classes, source, val = splits.classes, splits.source, splits.val.to(device)
+    digits_known = bool((val.digits >= 0).all())
+    norms = class_norms(model, val.images, val.labels)
     torch.manual_seed(checkpoint.get("args", {}).get("seed", 0))
-    untrained = class_norms(CNN().to(device, memory_format=torch.channels_last), val)  # the control: how training began
+    fresh = CNN().to(device, memory_format=torch.channels_last)  # the control: how training began
+    untrained = class_norms(fresh, val.images, val.labels)
     layers = sorted({layer for name in args.layer for layer in LAYERS[name]})
-    lines = [f"source {splits.source}"]
+    logits = predict(model, val.images, NO_AUGMENT)
+    predictions = logits.argmax(1)
+    scores = score(logits, val)
+    lines = [f"source {source}"]
     if "epoch" in checkpoint:
         lines += [f"epoch {checkpoint['epoch']}"]
-    lines += [f"val_acc {evaluate(model, val, NO_AUGMENT)['acc']:.2f} ({len(val.labels)} images)"]
+    lines += [f"val_acc {scores['acc']:.2f} ({len(val.labels)} images)"]
     if splits.test:
         test = splits.test.to(device)
         lines += [f"test_acc {evaluate(model, test, NO_AUGMENT)['acc']:.2f} ({len(test.labels)} images)"]
     for layer in sorted({1, 5, *layers}):
         lines += selectivity_lines(layer, norms[layer - 1], untrained[layer - 1], classes)
+    if digits_known:
+        groups, counts = group_table(predictions == val.labels, val)
+        rows = counterfactual(model, val)
+        table = counterfactual_table(rows, predictions, val)
+        by_digit = class_norms(model, val.images, val.digits)
+        lines += shortcut_lines(val, scores, groups, counts, rows, table, classes)
+        for layer in (1, 5):
+            more = selectivity(by_digit[layer - 1]) > selectivity(norms[layer - 1])
+            lines.append(f"layer{layer}_filters_more_selective_for_digit {more.sum()} of {len(more)}")
     print("\n".join(lines), flush=True)
     write_text(out / "analysis.txt", "\n".join(lines) + "\n")
 
     draw_filters(model.conv1.weight.detach().cpu(), out)
     for layer in layers:
-        write_csv(out / f"experts_layer{layer}.csv", expert_table(norms[layer - 1], untrained[layer - 1], classes))
-        draw_layer(layer, norms[layer - 1], classes, splits.source, out)
-    draw_summary(norms[0], norms[4], classes, splits.source, out)
+        write_csv(out / f"experts_layer{layer}.csv",
+                  expert_table(norms[layer - 1], untrained[layer - 1], classes, by_digit[layer - 1] if digits_known else None))
+        draw_layer(layer, norms[layer - 1], classes, source, out)
+    draw_summary(norms[0], norms[4], classes, source, out)
+    draw_mistakes(val, logits, classes, source, out)
+    if digits_known:
+        write_csv(out / "groups.csv", [{"label": classes[label], "digit": digit, "images": int(counts[label, digit]),
+                                        "acc": float(groups[label, digit])} for label in range(10) for digit in range(10)])
+        write_csv(out / "counterfactual.csv", table)
+        draw_shortcut(val, predictions, groups, rows, classes, source, out)
+        draw_digit_experts(norms, by_digit, classes, source, out)
     print(f"figures {out}")
 
 

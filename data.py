@@ -36,6 +36,7 @@ CIFAR_NAMES = "cifar-10-batches-bin/batches.meta.txt"
 MNIST_TRAIN = ["MNIST/raw/train-images-idx3-ubyte", "MNIST/raw/train-labels-idx1-ubyte"]
 MNIST_TEST = ["MNIST/raw/t10k-images-idx3-ubyte", "MNIST/raw/t10k-labels-idx1-ubyte"]
 COMPOSITES = "CIFAR-10 and MNIST composites"
+DIGIT = (..., slice(24, 40), slice(24, 40))  # images[DIGIT]: the corner that the digit is in
 SYNTHETIC_NOTE = "SYNTHETIC.txt"  # its presence marks a folder that --synthetic wrote
 
 
@@ -100,7 +101,7 @@ def compose(cifar24, digit16):
     """uint8 [N,3,24,24] and [N,1,16,16] to the uint8 [N,3,40,40] composites."""
     canvas = torch.full((len(cifar24), 3, 40, 40), 127, dtype=torch.uint8)
     canvas[:, :, :24, :24] = cifar24
-    canvas[:, :, 24:, 24:] = digit16
+    canvas[DIGIT] = digit16
     return canvas
 
 

@@ -136,19 +136,25 @@ def train_epoch(model, optimizer, split, transforms, bs, amp=False, show=lambda 
 
 
 @torch.inference_mode()
-def evaluate(model, split, transforms, amp=False):
-    """Loss and accuracies (percent) of `model` in evaluation mode on `split`, each image passed through `transforms`.
-
-    Returns a dict: loss, acc; and, NaN where no digits are known: acc_agree and acc_conflict, the accuracies where
-    digit and label agree or conflict, and follows_digit, the share of conflicting images that are predicted as the
-    digit's class.
-    """
+def predict(model, images, transforms, amp=False):
+    """Logits, float [N,10], of uint8 images [N,3,H,W] passed through `transforms`, in evaluation mode."""
     model.eval()
     logits = []
-    for images in split.images.split(EVAL_BATCH):
+    for part in images.split(EVAL_BATCH):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
-            logits.append(model(apply(transforms, images)).float())
-    logits = torch.cat(logits)
+            logits.append(model(apply(transforms, part)).float())
+    return torch.cat(logits)
+
+
+def evaluate(model, split, transforms, amp=False):
+    """Loss and accuracies of `model` in evaluation mode on `split`, each image passed through `transforms`."""
+    return score(predict(model, split.images, transforms, amp), split)
+
+
+def score(logits, split):
+    """A dict, accuracies in percent: loss, acc; and, NaN where no digits are known: acc_agree and acc_conflict, the
+    accuracies where digit and label agree or conflict, and follows_digit, the share of conflicting images that are
+    predicted as the digit's class."""
     predictions = logits.argmax(1)
     correct, digits = predictions == split.labels, split.digits
     agree, conflict = digits == split.labels, (digits != split.labels) & (digits >= 0)

@@ -25,6 +25,14 @@ def checkpoint(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """Large enough that each class and each digit is in the validation split."""
+    folder = tmp_path_factory.mktemp("data")
+    data.write_synthetic(folder, train=1000, test=60)
+    return folder
+
+
 def load(checkpoint):
     net = CNN()
     net.load_state_dict(torch.load(checkpoint, weights_only=True))
@@ -38,7 +46,7 @@ def call(monkeypatch, *flags):
 
 def test_class_norms_are_means_of_l2_norms(checkpoint, data_dir):
     net, val = load(checkpoint), data.load_splits(data_dir).val
-    norms = analyze.class_norms(net, val)
+    norms = analyze.class_norms(net, val.images, val.labels)
     assert [n.shape for n in norms] == [(16, 10), (32, 10), (48, 10), (64, 10), (80, 10)]
     with torch.no_grad():
         maps = net(data.apply(analyze.NO_AUGMENT, val.images), return_maps=True)[1]
@@ -53,8 +61,8 @@ def test_class_norms_are_means_of_l2_norms(checkpoint, data_dir):
 def test_a_class_without_images_is_named(checkpoint, data_dir):
     val = data.load_splits(data_dir).val
     keep = val.labels != 4
-    with pytest.raises(UserError, match="class 4"):
-        analyze.class_norms(load(checkpoint), data.Split(*(t[keep] for t in val)))
+    with pytest.raises(UserError, match="class or digit 4"):
+        analyze.class_norms(load(checkpoint), val.images[keep], val.labels[keep])
 
 
 def test_selectivity_closed_forms():
@@ -66,7 +74,8 @@ def test_it_writes_what_it_says(checkpoint, data_dir, tmp_path, monkeypatch, cap
     call(monkeypatch, "--ckpt", checkpoint, "--layer", "first", "2", "--out", tmp_path, "--data-dir", data_dir)
     names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")}
     expected = {"analysis.txt", "filters.png", "filters_rgb.png", "experts.png", "experts_layer1.png", "experts_layer1.csv",
-                "experts_layer2.png", "experts_layer2.csv"}
+                "experts_layer2.png", "experts_layer2.csv", "mistakes.png", "shortcut.png", "digit_experts.png", "groups.csv",
+                "counterfactual.csv"}
     expected |= {f"filters/filter{i:02}_channel{c}.png" for i in range(1, 17) for c in (1, 2, 3)}
     expected |= {f"experts_layer1/filter{i:02}.png" for i in range(1, 17)}
     expected |= {f"experts_layer2/filter{i:02}.png" for i in range(1, 33)}
@@ -77,30 +86,118 @@ def test_it_writes_what_it_says(checkpoint, data_dir, tmp_path, monkeypatch, cap
     printed = dict(line.split(" ", 1) for line in lines)
     net, splits = load(checkpoint), data.load_splits(data_dir)
     correct = [net(data.apply(analyze.NO_AUGMENT, splits.val.images)).argmax(1) == splits.val.labels]
-    assert printed["val_acc"] == f"{100 * correct[0].double().mean():.2f} (40 images)"
+    assert printed["val_acc"] == f"{100 * correct[0].double().mean():.2f} (100 images)"
     assert printed["test_acc"].endswith("(60 images)")
-    norms = analyze.class_norms(net, splits.val)
+    norms = analyze.class_norms(net, splits.val.images, splits.val.labels)
     index = sorted((max(r) - (sum(r) - max(r)) / 9) / (max(r) + (sum(r) - max(r)) / 9) for r in norms[0].tolist())
     assert printed["layer1_selectivity_median"] == f"{(index[7] + index[8]) / 2:.4f} (16 filters)"
 
     torch.manual_seed(0)  # the untrained control: a bare state dict has no seed, so 0
-    before = analyze.selectivity(analyze.class_norms(CNN().eval(), splits.val)[0])
+    before = analyze.selectivity(analyze.class_norms(CNN().eval(), splits.val.images, splits.val.labels)[0])
     assert printed["layer1_selectivity_median_untrained"] == f"{np.median(before):.4f}"
 
     with open(tmp_path / "experts_layer1.csv", newline="") as file:
         table = list(csv.DictReader(file))
     assert len(table) == 16 and list(table[0]) == ["filter", *splits.classes, "class_selectivity_index", "best_class",
-                                                  "untrained_selectivity_index"]
+                                                  "untrained_selectivity_index", "digit_selectivity_index", "best_digit"]
     for row, means, b in zip(table, norms[0], before):
         np.testing.assert_allclose([float(row[c]) for c in splits.classes], means, rtol=1e-5)
         assert row["best_class"] == splits.classes[int(means.argmax())]
         assert float(row["untrained_selectivity_index"]) == pytest.approx(b, rel=1e-4)
+
+    digit_norms = analyze.class_norms(net, splits.val.images, splits.val.digits)[0]
+    for row, means in zip(table, digit_norms):
+        assert float(row["digit_selectivity_index"]) == pytest.approx((max(means) - np.mean(sorted(means)[:9])) /
+                                                                      (max(means) + np.mean(sorted(means)[:9])), rel=1e-4)
+        assert int(row["best_digit"]) == means.argmax()
 
     kernel = net.conv1.weight[4, 2].detach()  # stretched to [0, 255]
     expected = (255 * (kernel - kernel.min()) / (kernel.max() - kernel.min())).round()
     pixels = np.array(default_loader(str(tmp_path / "filters" / "filter05_channel3.png")))
     assert pixels.shape == (7, 7, 3) and pixels.min() == 0 and pixels.max() == 255
     np.testing.assert_allclose(pixels[:, :, 0], expected, atol=1)
+
+
+class Reader(torch.nn.Module):
+    """Sees one pixel of a normalized image: of the picture (the label) or of the corner (the digit), value / 20."""
+
+    def __init__(self, y, x):
+        super().__init__()
+        self.at = y, x
+
+    def forward(self, images):
+        red = (images[:, 0, self.at[0], self.at[1]] * data.STD[0] + data.MEAN[0]) * 255
+        return torch.nn.functional.one_hot((red / 20).round().long().clamp(0, 9), 10).float()
+
+
+def made_up_split(n=200):
+    """Pictures of one value 20 * label, corners of one value 20 * digit."""
+    labels, digits = torch.randint(0, 10, (2, n), generator=torch.Generator().manual_seed(3))
+    labels[:10], digits[:10] = torch.arange(10), torch.arange(10).roll(1)
+    images = data.compose((20 * labels).byte().view(n, 1, 1, 1).expand(n, 3, 24, 24),
+                          (20 * digits).byte().view(n, 1, 1, 1).expand(n, 1, 16, 16))
+    return data.Split(images, labels, digits)
+
+
+@pytest.mark.parametrize("cheats", [True, False])
+def test_the_counterfactual_tells_a_cheat_from_an_honest_network(cheats):
+    split, model = made_up_split(), Reader(35, 35) if cheats else Reader(5, 5)
+    before = analyze.predict(model, split.images, analyze.NO_AUGMENT).argmax(1)
+    rows = analyze.counterfactual(model, split)
+    assert rows.shape == (11, 200) and torch.equal(before, split.digits if cheats else split.labels)
+    table = analyze.counterfactual_table(rows, before, split)
+    for digit in range(10):
+        other = split.digits != digit
+        assert table[digit]["images"] == other.sum()
+        assert table[digit]["changed"] == table[digit]["changed_to_digit"] == (100 if cheats else 0)
+        expected = 100 * (split.labels[other] == digit).double().mean() if cheats else 100
+        assert table[digit]["acc"] == pytest.approx(float(expected))
+    assert table[10]["digit"] == "none" and (rows[10] == (0 if cheats else split.labels)).all()
+
+    groups, counts = analyze.group_table(before == split.labels, split)
+    printed = dict(line.split(" ", 1) for line in analyze.shortcut_lines(
+        split, analyze.score(torch.nn.functional.one_hot(before, 10).float(), split), groups, counts, rows, table,
+        [f"class{i}" for i in range(10)]))
+    first = {name: float(text.split()[0]) for name, text in printed.items()}
+    assert first == {"val_acc_agree": 100, "val_acc_conflict": 0 if cheats else 100, "val_follows_digit": 100 if cheats else 0,
+                     "worst_group_acc": 0 if cheats else 100, "acc_digit_of_label": 100,
+                     "acc_other_digit": 0 if cheats else 100,
+                     "acc_no_digit": pytest.approx(100 * float((split.labels == 0).double().mean()) if cheats else 100, abs=0.01),
+                     "another_digit_changes_prediction": 100 if cheats else 0,
+                     "another_digit_changes_prediction_to_it": 100 if cheats else 0,
+                     "prediction_depends_on_digit": 100 if cheats else 0}
+
+
+def test_the_counterfactual_changes_the_corner_only_and_takes_real_corners():
+    split = made_up_split()
+    seen = []
+
+    class Spy(Reader):
+        def forward(self, images):
+            seen.append(images)
+            return super().forward(images)
+
+    analyze.counterfactual(Spy(5, 5), split)
+    images = torch.cat(seen).view(11, 200, 3, 40, 40)
+    own = data.apply(analyze.NO_AUGMENT, split.images)
+    outside = torch.ones(40, 40, dtype=torch.bool)
+    outside[24:, 24:] = False
+    assert (images[..., outside] == own[..., outside]).all()
+    for digit in range(10):
+        corners = (images[digit, :, 0, 24:, 24:] * data.STD[0] + data.MEAN[0]) * 255
+        assert (corners - 20 * digit).abs().max() < 1e-3
+    assert ((images[10, :, 0, 24:, 24:] * data.STD[0] + data.MEAN[0]).abs() < 1e-6).all()
+
+
+def test_group_table_against_a_double_loop():
+    split = made_up_split()
+    correct = torch.rand(200, generator=torch.Generator().manual_seed(0)) < 0.5
+    groups, counts = analyze.group_table(correct, split)
+    for label in range(10):
+        for digit in range(10):
+            hits = [bool(c) for c, y, d in zip(correct, split.labels, split.digits) if (y, d) == (label, digit)]
+            assert counts[label, digit] == len(hits)
+            assert np.isnan(groups[label, digit]) if not hits else groups[label, digit] == 100 * sum(hits) / len(hits)
 
 
 def test_predictions_in_natural_order(checkpoint, tmp_path, monkeypatch):
