@@ -256,6 +256,27 @@ def load_course_folder(data_dir):
 # ---------------------------------------------------------------- augmentations
 # Batched twins of torchvision.transforms.v2 that run on the device the data live on and draw for each sample on its
 # own (torchvision draws once a batch). Each takes and returns float [N,C,H,W]; draws come from torch's global stream.
+class ShuffleDigits:
+    """Exchanges the digits of composites within the batch: each is chosen with probability `p`, and each chosen one gets
+    the corner of another chosen one. That breaks the shortcut without a look at any digit. Before the flip; uint8 or
+    float [N,3,40,40]."""
+
+    def __init__(self, p):
+        self.p = p
+
+    def __call__(self, x):
+        n = len(x)
+        draw = torch.rand(n, device=x.device)
+        order = draw.argsort()              # the chosen ones first, in random order
+        chosen = (draw < self.p).sum()
+        place = torch.arange(n, device=x.device)
+        giver = torch.empty_like(order)     # each chosen one takes from the next, the last from the first
+        giver[order] = order[torch.where(place < chosen, (place + 1) % chosen.clamp(min=1), place)]
+        x = x.clone()
+        x[DIGIT] = x[giver][DIGIT]
+        return x
+
+
 class RandomHorizontalFlip:
     """Mirrors each image, digit included, with probability `p`. Takes uint8 too."""
 
@@ -344,9 +365,10 @@ def to_float(x):
     return x.to(torch.float32, memory_format=torch.channels_last).div_(255)
 
 
-def augmentation(flip=0.5, rotate=0.0, noise=0.0, erase=0.0, erase_scale=(0.02, 0.05)):
+def augmentation(flip=0.5, rotate=0.0, noise=0.0, erase=0.0, erase_scale=(0.02, 0.05), shuffle_digits=0.0):
     """The training pipeline, uint8 [N,3,H,W] to normalized float32, as a list of functions in the report's order."""
-    transforms = [RandomHorizontalFlip(flip)] if flip else []
+    transforms = [ShuffleDigits(shuffle_digits)] if shuffle_digits else []
+    transforms += [RandomHorizontalFlip(flip)] if flip else []
     transforms += [to_float]
     transforms += [RandomRotation(rotate)] if rotate else []
     transforms += [Normalize()]

@@ -41,7 +41,9 @@ def train(args):
     splits = load_splits(args.data_dir, args.match_prob, args.data_seed)
     train_set, val_set = splits.train.first(args.limit).to(device), splits.val.to(device)
     train_eval_set = train_set.first(TRAIN_EVAL)
-    augment = augmentation(args.flip, args.rotate, args.noise, args.erase, args.erase_scale)
+    augment = augmentation(args.flip, args.rotate, args.noise, args.erase, args.erase_scale, args.shuffle_digits)
+    if args.shuffle_digits and train_set.images.shape[2:] != (40, 40):
+        raise UserError(f"--shuffle-digits needs the 40x40 composites, not images of {splits.source}")
     no_augment = augmentation(flip=0)
 
     torch.backends.cudnn.deterministic = True
@@ -194,6 +196,7 @@ def claim(out, args):
         return None
     try:
         there = json.loads((out / "args.json").read_text())
+        there = {**what_trains(parse_args([])), **there}  # a flag that is newer than the run had its default
     except (FileNotFoundError, ValueError):
         raise UserError(f"{out / 'args.json'} is missing or damaged, so {out} cannot be told from another run; "
                         f"--overwrite starts again") from None
@@ -309,6 +312,8 @@ def parse_args(argv=None):
     flag("--erase", "probability of RandomErasing", type=share, default=0.3)
     flag("--erase-scale", "lowest and highest share of the image that is erased", type=share, nargs=2,
          metavar=("LOW", "HIGH"), default=[0.02, 0.05])
+    flag("--shuffle-digits", "probability that an image's digit is exchanged for another image's, within its batch;\n"
+         "breaks the shortcut", type=share, default=0.0)
     flag("--dropout-last", "dropout after the last N convolutional blocks, 0 to 5", type=number(int, 0, 5), default=3)
     flag("--dropout-p", "probability of dropout", type=share, default=0.1)
     flag("--match-prob", "probability that a training digit is set to the label's index;\nelse it is uniform",

@@ -273,6 +273,32 @@ def test_flip_is_the_mirror_image_with_its_probability():
     assert abs(mirrored.double().mean().item() - 0.3) < 4 * math.sqrt(0.3 * 0.7 / 2000)
 
 
+@pytest.mark.parametrize("p", [0.1, 0.5, 1.0])
+def test_shuffled_digits_change_hands_and_nothing_else(p):
+    """Corner i is filled with i: the result tells whose digit each image got."""
+    n, batches = 16, 400
+    x = torch.randint(0, 256, (n, 3, 40, 40), dtype=torch.uint8)
+    x[:, :, 24:, 24:] = torch.arange(n).view(n, 1, 1, 1)
+    before, givers = x.clone(), []
+    for _ in range(batches):
+        y = data.ShuffleDigits(p)(x)
+        assert torch.equal(x, before)
+        corners = y[:, :, 24:, 24:].flatten(1)
+        assert (corners == corners[:, :1]).all()
+        y[:, :, 24:, 24:] = x[:, :, 24:, 24:]
+        assert torch.equal(y, x)
+        givers.append(corners[:, 0].long())
+        assert torch.equal(givers[-1].sort()[0], torch.arange(n))  # each digit goes to one image
+    givers = torch.stack(givers)
+    # an image keeps its digit if it is not chosen, or is the only one that is
+    kept = (1 - p) + p * (1 - p) ** (n - 1)
+    assert abs((givers == torch.arange(n)).double().mean().item() - kept) < 5 * math.sqrt(p * (1 - p) / (n * batches)) + 1e-12
+    # and the others' digits come to it alike often: chi-squared of 16 * 15 pairs, less than 5 standard deviations off
+    pairs = torch.bincount((torch.arange(n) * n + givers).flatten(), minlength=n * n).view(n, n).double()
+    others = pairs[~torch.eye(n, dtype=torch.bool)]
+    assert ((others - others.mean()) ** 2 / others.mean()).sum() < 240 + 5 * math.sqrt(2 * 240)
+
+
 def test_pipeline_matches_torchvision_and_keeps_the_reports_order():
     x = torch.randint(0, 256, (8, 3, 40, 40), dtype=torch.uint8)
     oracle = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(data.MEAN, data.STD)])
@@ -283,5 +309,6 @@ def test_pipeline_matches_torchvision_and_keeps_the_reports_order():
     # erasing comes last: it fills with exactly 0
     erased = data.apply(data.augmentation(flip=0, noise=0.05, erase=1.0), x)
     assert ((erased == 0).flatten(1).sum(1) > 3 * 20).all()
-    names = [getattr(step, "__name__", type(step).__name__) for step in data.augmentation(0.5, 5, 0.05, 0.3)]
-    assert names == ["RandomHorizontalFlip", "to_float", "RandomRotation", "Normalize", "GaussianNoise", "RandomErasing"]
+    names = [getattr(step, "__name__", type(step).__name__) for step in data.augmentation(0.5, 5, 0.05, 0.3,
+                                                                                            shuffle_digits=1)]
+    assert names == ["ShuffleDigits", "RandomHorizontalFlip", "to_float", "RandomRotation", "Normalize", "GaussianNoise", "RandomErasing"]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from torchvision.utils import save_image
 
 import data
 import train
@@ -187,6 +188,28 @@ def test_another_runs_results_are_not_overwritten(whole, data_dir, capsys):
         assert "lr 0.001 there, 0.01 here" in capsys.readouterr().err
 
 
+def test_a_run_older_than_a_flag_had_its_default(whole, data_dir, tmp_path, capsys):
+    (tmp_path / "r").mkdir()
+    for name in ("args.json", "log.csv"):
+        (tmp_path / "r" / name).write_text((whole / name).read_text().replace('"shuffle_digits": 0.0,', ""))
+    assert "shuffle_digits" not in (tmp_path / "r" / "args.json").read_text()
+    with pytest.raises(SystemExit) as stop:
+        call(data_dir, tmp_path / "r")
+    assert stop.value.code == 0 and "is finished" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        call(data_dir, tmp_path / "r", "--shuffle-digits", "1")
+    assert stop.value.code == 2 and "shuffle_digits 0.0 there, 1.0 here" in capsys.readouterr().err
+
+
+def test_shuffling_digits_needs_composites(tmp_path):
+    for split in ("train", "val"):
+        for name in "abcdefghij":
+            (tmp_path / "course" / split / name).mkdir(parents=True)
+            save_image(torch.rand(3, 32, 32), tmp_path / "course" / split / name / "1.png")
+    with pytest.raises(UserError, match="40x40"):
+        call(tmp_path / "course", tmp_path / "r", "--shuffle-digits", "1")
+
+
 def test_an_unfinished_run_asks_for_resume(data_dir, tmp_path, monkeypatch, capsys):
     def stop(*args):
         raise KeyboardInterrupt
@@ -254,7 +277,7 @@ def test_bad_checkpoints_are_named(whole, tmp_path, kind):
 
 @pytest.mark.parametrize("flags", ["--bs 0", "--bs 1.5", "--epochs 0", "--lr nan", "--lr 0", "--lr inf", "--lr-min -1",
                                    "--erase 1.5", "--erase-scale 0.1 0.02", "--dropout-last 6", "--dropout-p 2",
-                                   "--noise -1", "--rotate 200", "--match-prob 1.1", "--schedule linear", "--limit 0",
+                                   "--noise -1", "--rotate 200", "--match-prob 1.1", "--shuffle-digits 2", "--schedule linear", "--limit 0",
                                    "--seed -1", "--warmup-epochs 10 --epochs 10", "--resume --overwrite", "--gamma x"])
 def test_bad_flags_exit_with_2(flags, capsys):
     with pytest.raises(SystemExit) as stop:
