@@ -39,8 +39,9 @@ def test_the_list_has_the_reports_runs_with_its_settings():
             assert flags[1] in runs
             continue
         args = train.parse_args(flags)
-        assert (args.flip, args.lr_min, args.match_prob) == (0.5, 1e-6 if name == "lr_min_1e-6" else 1e-5, 0.6)
-        assert (args.seed == 0 or name.startswith("final_seed")) and (args.data_seed == 0 or name.startswith("baseline_data"))
+        assert (args.flip, args.lr_min) == (0.5, 1e-6 if name == "lr_min_1e-6" else 1e-5)
+        if not name.startswith(("final_", "baseline_")):  # these vary what the report does not
+            assert (args.seed, args.data_seed, args.match_prob, args.shuffle_digits) == (0, 0, 0.6, 0)
         if name in REPORT:
             got = (args.bs, args.epochs, args.lr, args.weight_decay, args.schedule, args.noise, args.erase,
                    args.dropout_last, args.dropout_p if args.dropout_last else None)
