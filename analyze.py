@@ -517,6 +517,24 @@ def draw_overview(results, path):
     save_figure(canvas, path)
 
 
+def draw_stopped(results, path):
+    """The final recipe beside its twins that weaken or strengthen the shortcut: a group of bars a run."""
+    names = [name for name in ("final", *results.section("beyond")) if results.best(name)]
+    canvas, axis = plt.subplots(figsize=(max(6, 1.6 * len(names)), 4), layout="constrained")
+    for i, (key, label, color) in enumerate((("val_acc", "all", "C0"), ("val_acc_agree", "digit agrees", "C2"),
+                                             ("val_acc_conflict", "digit conflicts", "C3"),
+                                             ("val_follows_digit", "conflicting and seen as the digit's class", "C7"))):
+        bars = axis.bar(np.arange(len(names)) + 0.2 * (i - 1.5), [results.best(name)[key] for name in names], 0.2,
+                        label=label, color=color)
+        axis.bar_label(bars, fmt="%.0f", fontsize=8)
+    axis.set(xticks=range(len(names)), ylim=(0, 105), ylabel="validation images (%)",
+             title="Validation accuracy, and where the digit leads")
+    flags = [results.flags[name].replace(" --", "\n--") or "the report's" for name in names]
+    axis.set_xticklabels([f"{name}\n{flag}" for name, flag in zip(names, flags)], fontsize=9)
+    canvas.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    save_figure(canvas, path)
+
+
 def summary(folder):
     """Write folder/README.md and folder/figures/*.png: every run beside the report, from the CSVs alone."""
     results = Results(folder)
@@ -565,6 +583,9 @@ def summary(folder):
             continue
         draw_figure(results, figure, runs, folder / "figures" / f"figure{figure}.png")
         page.append(f"![figure {figure}: ours solid, the report's dashed](figures/figure{figure}.png)\n")
+    if any(results.best(name) for name in results.section("beyond")):
+        draw_stopped(results, folder / "figures" / "shortcut.png")
+        page.append("![accuracies with a weaker, a stronger and a shuffled shortcut](figures/shortcut.png)\n")
     draw_overview(results, folder / "figures" / "overview.png")
     page.append("![all runs by best validation accuracy](figures/overview.png)\n")
     write_text(folder / "README.md", "\n".join(page))

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every experiment of the report, one line a run. Results go to results/NAME.
+# Every experiment of the report, and some beyond it, one line a run. Results go to results/NAME.
 #
 #   bash experiments.sh demo           the offline main job: make synthetic data, train a few epochs, analyze
 #   bash experiments.sh                run everything: a finished run is skipped, an interrupted one resumes
@@ -73,6 +73,12 @@ final_seed2             --seed 2
 baseline_data1          $plain --bs 64 --epochs 25 --data-seed 1
 baseline_data2          $plain --bs 64 --epochs 25 --data-seed 2
 baseline_match0.5       $plain --bs 64 --epochs 25 --match-prob 0.5
+# beyond the report: the final recipe without the shortcut, with the digits shuffled, with a stronger shortcut
+match0                  --match-prob 0
+shuffle0.5              --shuffle-digits 0.5
+shuffle1                --shuffle-digits 1
+match0.9                --match-prob 0.9
+match0.9_shuffle1       --match-prob 0.9 --shuffle-digits 1
 TABLE
 }
 

@@ -11,9 +11,10 @@ from utils import UserError, write_csv
 ROOT = Path(analyze.__file__).parent
 
 
-def add_run(folder, name, accs, **args):
-    rows = [{"epoch": i + 1, "val_acc": acc, "train_acc": 90.0, "val_acc_conflict": 60.0, "seconds": 1.0}
-            for i, acc in enumerate(accs)]
+def add_run(folder, name, accs, val_acc_agree=None, val_follows_digit=None, **args):
+    digits = {"val_acc_agree": val_acc_agree, "val_follows_digit": val_follows_digit}
+    rows = [{"epoch": i + 1, "val_acc": acc, "train_acc": 90.0, "val_acc_conflict": 60.0, "seconds": 1.0,
+             **{key: value for key, value in digits.items() if value is not None}} for i, acc in enumerate(accs)]
     write_csv(folder / name / "log.csv", rows)
     (folder / name / "args.json").write_text(json.dumps({
         "epochs": len(accs), "data": "CIFAR-10 and MNIST composites", "limit": None, "amp": False, "torch": "2", "hardware": "x",
@@ -78,6 +79,32 @@ def test_the_page_shows_ours_the_reports_and_what_is_missing_and_is_the_same_twi
     (folder / "README.md").unlink()
     analyze.summary(folder)
     assert (folder / "README.md").read_text() == page
+
+
+def test_where_we_differ_is_computed(folder):
+    for name in ("final", "lr_1e-4"):
+        shutil.rmtree(folder / name)
+    for name in ("bs16", "wd_1e-2", "wd_5e-3", "wd_1e-4"):
+        shutil.rmtree(folder / name)
+    assert analyze.differences(analyze.Results(folder)) == ["No run that the report has a number for is done yet."]
+    add_run(folder, "baseline", [62.0], val_acc_agree=92.0)   # the report: 64.90, 89.8 in training; ours conflicts at 60
+    add_run(folder, "bs16", [70.0])                           # 70.12, no training accuracy
+    add_run(folder, "baseline_data1", [64.0])
+    lines = analyze.differences(analyze.Results(folder))
+    assert "1 of 2 numbers lie within 1.5 points" in lines[0] and "ours is -1.51 (from -2.90 to -0.12)" in lines[0]
+    assert "on average +0.20 (from +0.20 to +0.20, 1 numbers)" in lines[1]
+    assert "baseline 62.00, baseline_data1 64.00 (mean 63.00, standard deviation 1.41); the report 64.90" in lines[2]
+    assert "Were it 15 %" in lines[3]  # 60 + 0.153 * 32 = 64.9
+
+
+def test_the_shortcuts_figure_waits_for_its_runs(folder):
+    analyze.summary(folder)
+    assert not (folder / "figures" / "shortcut.png").exists()
+    add_run(folder, "shuffle1", [70.0])
+    for name in ("final", "shuffle1"):
+        add_run(folder, name, [70.0], val_acc_agree=71.0, val_follows_digit=5.0)
+    analyze.summary(folder)
+    assert (folder / "figures" / "shortcut.png").exists() and "figures/shortcut.png" in (folder / "README.md").read_text()
 
 
 def test_only_whole_runs_on_all_the_images_count(folder):
