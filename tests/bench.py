@@ -48,6 +48,7 @@ class Ordinary:
         self.loader = DataLoader(ImageFolder(folder, transform), bs, shuffle=True, num_workers=workers,
                                  persistent_workers=workers > 0, pin_memory=device.type == "cuda")
         self.model, self.amp, self.device = CNN().to(device), amp, device
+        self.model.drop3, self.model.drop4, self.model.drop5 = (torch.nn.Dropout(0.1) for _ in range(3))  # torch's own
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3, weight_decay=1e-3)
 
     def images_per_s(self, seconds):
