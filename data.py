@@ -36,7 +36,8 @@ CIFAR_NAMES = "cifar-10-batches-bin/batches.meta.txt"
 MNIST_TRAIN = ["MNIST/raw/train-images-idx3-ubyte", "MNIST/raw/train-labels-idx1-ubyte"]
 MNIST_TEST = ["MNIST/raw/t10k-images-idx3-ubyte", "MNIST/raw/t10k-labels-idx1-ubyte"]
 COMPOSITES = "CIFAR-10 and MNIST composites"
-DIGIT = (..., slice(24, 40), slice(24, 40))  # images[DIGIT]: the corner that the digit is in
+PICTURE = (..., slice(0, 24), slice(0, 24))  # images[PICTURE]: the part of a composite that is the CIFAR-10 image
+DIGIT = (..., slice(24, 40), slice(24, 40))  # images[DIGIT]: the part that is the digit
 SYNTHETIC_NOTE = "SYNTHETIC.txt"  # its presence marks a folder that --synthetic wrote
 
 
@@ -100,7 +101,7 @@ def resize(images, size):
 def compose(cifar24, digit16):
     """uint8 [N,3,24,24] and [N,1,16,16] to the uint8 [N,3,40,40] composites."""
     canvas = torch.full((len(cifar24), 3, 40, 40), 127, dtype=torch.uint8)
-    canvas[:, :, :24, :24] = cifar24
+    canvas[PICTURE] = cifar24
     canvas[DIGIT] = digit16
     return canvas
 
@@ -277,6 +278,23 @@ class ShuffleDigits:
         return x
 
 
+class ShiftPicture:
+    """Moves the picture of each composite, not its digit, by up to `n` pixels up, down, left and right; the pixels at its
+    border are repeated. Before the flip; [N,C,40,40] of any type."""
+
+    def __init__(self, n):
+        self.n = n
+
+    def __call__(self, x):
+        down, right = torch.randint(-self.n, self.n + 1, (2, len(x), 1), device=x.device)
+        place = torch.arange(24, device=x.device)
+        rows, columns = (place - down).clamp(0, 23), (place - right).clamp(0, 23)
+        each = torch.arange(len(x), device=x.device)[:, None, None]
+        x = x.clone()
+        x[PICTURE] = x[each, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+        return x
+
+
 class RandomHorizontalFlip:
     """Mirrors each image, digit included, with probability `p`. Takes uint8 too."""
 
@@ -365,9 +383,11 @@ def to_float(x):
     return x.to(torch.float32, memory_format=torch.channels_last).div_(255)
 
 
-def augmentation(flip=0.5, rotate=0.0, noise=0.0, erase=0.0, erase_scale=(0.02, 0.05), shuffle_digits=0.0):
+def augmentation(flip=0.5, rotate=0.0, noise=0.0, erase=0.0, erase_scale=(0.02, 0.05), shuffle_digits=0.0,
+                 shift=0):
     """The training pipeline, uint8 [N,3,H,W] to normalized float32, as a list of functions in the report's order."""
     transforms = [ShuffleDigits(shuffle_digits)] if shuffle_digits else []
+    transforms += [ShiftPicture(shift)] if shift else []
     transforms += [RandomHorizontalFlip(flip)] if flip else []
     transforms += [to_float]
     transforms += [RandomRotation(rotate)] if rotate else []

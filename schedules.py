@@ -1,20 +1,24 @@
-"""Learning-rate schedules of the report's section 1.4, stepped once an epoch, built from torch's own.
+"""Learning-rate schedules of the report's section 1.4, stepped once an epoch, and one more, built from torch's own.
 
     python schedules.py        prints the learning rate of each schedule at each of 60 epochs
 """
 import torch
-from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, SequentialLR, StepLR
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, OneCycleLR, SequentialLR, StepLR
 
-SCHEDULES = ("constant", "step", "cosine", "warmup_cosine")
+SCHEDULES = ("constant", "step", "cosine", "warmup_cosine", "onecycle")
+EVERY_BATCH = ("onecycle",)  # these are stepped after each batch, the others after each epoch
 
 
-def make_schedule(name, optimizer, epochs, lr_min=1e-5, warmup_epochs=10, start_factor=0.1, step_size=20, gamma=0.1):
-    """A torch scheduler for `optimizer`; call `.step()` after each epoch. ValueError for a name that is not known.
+def make_schedule(name, optimizer, epochs, lr_min=1e-5, warmup_epochs=10, start_factor=0.1, step_size=20, gamma=0.1,
+                  batches=1):
+    """A torch scheduler for `optimizer`; call `.step()` after each epoch, or after each of the `batches` of an epoch for
+    those in EVERY_BATCH. ValueError for a name that is not known.
 
     constant       lr
     step           lr * gamma ** (epoch // step_size); the report gives neither number, 20 and 0.1 are ours
     cosine         from lr to lr_min over the run
     warmup_cosine  linear from start_factor * lr to lr over warmup_epochs (fewer than `epochs`), then cosine to lr_min
+    onecycle       a triangle over all batches: linear from start_factor * lr to lr in a quarter, then down to lr_min
     """
     if name == "constant":
         return ConstantLR(optimizer, factor=1.0)
@@ -26,6 +30,10 @@ def make_schedule(name, optimizer, epochs, lr_min=1e-5, warmup_epochs=10, start_
         warmup = LinearLR(optimizer, start_factor, total_iters=warmup_epochs)
         cosine = CosineAnnealingLR(optimizer, epochs - warmup_epochs, lr_min)
         return SequentialLR(optimizer, [warmup, cosine], milestones=[warmup_epochs])
+    if name == "onecycle":
+        lr = optimizer.param_groups[0]["lr"]
+        return OneCycleLR(optimizer, lr, epochs * batches, pct_start=0.25, anneal_strategy="linear", cycle_momentum=False,
+                          div_factor=1 / start_factor, final_div_factor=start_factor * lr / max(lr_min, 1e-12))
     raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {name}")
 
 

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 from data import apply, augmentation, load_splits
 from model import CNN
-from schedules import SCHEDULES, make_schedule
+from schedules import EVERY_BATCH, SCHEDULES, make_schedule
 from utils import (UserError, atomic, device_name, load_checkpoint, load_weights, number, pick_device, read_csv, refuse,
                    run, write_csv, write_text)
 
@@ -32,6 +32,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 EVAL_BATCH = 100     # images a forward pass in evaluation
 TRAIN_EVAL = 5000    # training images that train_acc is measured on
 WINDOW = 50          # steps averaged into one row of steps.csv
+OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
 def train(args):
@@ -41,17 +42,18 @@ def train(args):
     splits = load_splits(args.data_dir, args.match_prob, args.data_seed)
     train_set, val_set = splits.train.first(args.limit).to(device), splits.val.to(device)
     train_eval_set = train_set.first(TRAIN_EVAL)
-    augment = augmentation(args.flip, args.rotate, args.noise, args.erase, args.erase_scale, args.shuffle_digits)
-    if args.shuffle_digits and train_set.images.shape[2:] != (40, 40):
-        raise UserError(f"--shuffle-digits needs the 40x40 composites, not images of {splits.source}")
+    augment = augmentation(args.flip, args.rotate, args.noise, args.erase, args.erase_scale, args.shuffle_digits,
+                           args.shift)
+    if (args.shuffle_digits or args.shift) and train_set.images.shape[2:] != (40, 40):
+        raise UserError(f"--shuffle-digits and --shift need the 40x40 composites, not images of {splits.source}")
     no_augment = augmentation(flip=0)
 
     torch.backends.cudnn.deterministic = True
     torch.manual_seed(args.seed)
     model = CNN(args.dropout_last, args.dropout_p).to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
+    optimizer = OPTIMIZERS[args.optimizer](model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
     schedule = make_schedule(args.schedule, optimizer, args.epochs, args.lr_min, args.warmup_epochs,
-                             args.start_factor, args.step_size, args.gamma)
+                             args.start_factor, args.step_size, args.gamma, math.ceil(len(train_set.labels) / args.bs))
     log, steps, best = [], [], -1.0
     if state:
         load_weights(model, state, out / "last.pt")
@@ -73,14 +75,20 @@ def train(args):
         print("note: this CPU has no bfloat16 instructions, so --amp is many times slower than without", file=sys.stderr)
 
     progress = Progress(args.epochs, len(train_set.labels), first_epoch=len(log) + 1)
+
+    def after_step(step, losses):
+        if args.schedule in EVERY_BATCH:
+            schedule.step()
+        progress.show(epoch, step, args.bs, losses)
+
     for epoch in range(len(log) + 1, args.epochs + 1):
         # Every draw of an epoch follows from (seed, epoch), so a resumed run needs no generator states.
         torch.manual_seed(args.seed * 1_000_000 + epoch)
         start = time.perf_counter()
         lr = optimizer.param_groups[0]["lr"]
-        losses = train_epoch(model, optimizer, train_set, augment, args.bs, args.amp,
-                             lambda step, losses: progress.show(epoch, step, args.bs, losses))
-        schedule.step()
+        losses = train_epoch(model, optimizer, train_set, augment, args.bs, args.amp, args.label_smoothing, after_step)
+        if args.schedule not in EVERY_BATCH:
+            schedule.step()
 
         losses = losses.cpu()  # waits for the device
         train_seconds = time.perf_counter() - start
@@ -118,9 +126,10 @@ def train(args):
     report(out, splits, device, args.amp)
 
 
-def train_epoch(model, optimizer, split, transforms, bs, amp=False, show=lambda step, losses: None):
+def train_epoch(model, optimizer, split, transforms, bs, amp=False, label_smoothing=0.0,
+                after_step=lambda step, losses: None):
     """One pass over `split` in random order: gather, augment, forward, backward, Adam. Returns the losses of the
-    batches, float [ceil(N/bs)], on the device; `show(step, losses)` is called after each."""
+    batches, float [ceil(N/bs)], on the device; `after_step(step, losses)` is called after each."""
     model.train()
     batches = torch.randperm(len(split.labels), device=split.labels.device).split(bs)
     losses = torch.zeros(len(batches), device=split.labels.device)
@@ -128,12 +137,12 @@ def train_epoch(model, optimizer, split, transforms, bs, amp=False, show=lambda 
         images = apply(transforms, split.images[batch])
         with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
             logits = model(images)
-        loss = F.cross_entropy(logits.float(), split.labels[batch])
+        loss = F.cross_entropy(logits.float(), split.labels[batch], label_smoothing=label_smoothing)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses[step] = loss.detach()
-        show(step, losses)
+        after_step(step, losses)
     return losses
 
 
@@ -297,13 +306,16 @@ def parse_args(argv=None):
     positive, share, amount = number(int, 1), number(float, 0, 1), number(float, 0)
     flag("--bs", "batch size, images", type=positive, default=16)
     flag("--epochs", "passes over the training images", type=positive, default=60)
-    flag("--lr", "Adam's learning rate, at its highest", type=number(float, 0, open_low=True), default=1e-3)
-    flag("--lr-min", "learning rate at the end of the cosine", type=amount, default=1e-5)
-    flag("--weight-decay", "Adam's weight decay (L2 in the gradient)", type=amount, default=1e-3)
+    flag("--lr", "learning rate, at its highest", type=number(float, 0, open_low=True), default=1e-3)
+    flag("--lr-min", "learning rate at the end of cosine, warmup_cosine and onecycle", type=amount, default=1e-5)
+    flag("--optimizer", "adam (weight decay as L2 in the gradient) or adamw (decoupled)", choices=OPTIMIZERS, metavar="NAME",
+         default="adam")
+    flag("--weight-decay", "weight decay", type=amount, default=1e-3)
     flag("--schedule", "learning-rate schedule: " + ", ".join(SCHEDULES), choices=SCHEDULES, metavar="NAME",
          default="warmup_cosine")
     flag("--warmup-epochs", "epochs of linear warm-up in warmup_cosine", type=number(int, 0), default=10)
-    flag("--start-factor", "the warm-up starts at this share of --lr", type=number(float, 0, 1, open_low=True), default=0.1)
+    flag("--start-factor", "the warm-up of warmup_cosine and onecycle starts at this share of --lr",
+         type=number(float, 0, 1, open_low=True), default=0.1)
     flag("--step-size", "epochs between the steps of step", type=positive, default=20)
     flag("--gamma", "factor on the learning rate at each step of step", type=number(float, 0, 1, open_low=True), default=0.1)
     flag("--flip", "probability of a horizontal flip", type=share, default=0.5)
@@ -314,6 +326,8 @@ def parse_args(argv=None):
          metavar=("LOW", "HIGH"), default=[0.02, 0.05])
     flag("--shuffle-digits", "probability that an image's digit is exchanged for another image's, within its batch;\n"
          "breaks the shortcut", type=share, default=0.0)
+    flag("--shift", "the picture, not the digit, moves by up to N pixels each way", type=number(int, 0, 12), default=0)
+    flag("--label-smoothing", "share of the target that is spread over all classes", type=share, default=0.0)
     flag("--dropout-last", "dropout after the last N convolutional blocks, 0 to 5", type=number(int, 0, 5), default=3)
     flag("--dropout-p", "probability of dropout", type=share, default=0.1)
     flag("--match-prob", "probability that a training digit is set to the label's index;\nelse it is uniform",

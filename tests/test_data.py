@@ -299,6 +299,24 @@ def test_shuffled_digits_change_hands_and_nothing_else(p):
     assert ((others - others.mean()) ** 2 / others.mean()).sum() < 240 + 5 * math.sqrt(2 * 240)
 
 
+def test_shift_moves_the_picture_and_repeats_its_border():
+    x = torch.randint(0, 256, (300, 3, 40, 40), dtype=torch.uint8)
+    y = data.ShiftPicture(2)(x)
+    seen = {}
+    for before, after in zip(x, y):
+        moves = [(down, right) for down in range(-2, 3) for right in range(-2, 3)
+                 if torch.equal(after[:, 2:22, 2:22], before[:, 2 - down:22 - down, 2 - right:22 - right])]
+        assert len(moves) == 1
+        down, right = moves[0]
+        seen[moves[0]] = seen.get(moves[0], 0) + 1
+        for r in range(24):
+            for c in (0, 1, 12, 22, 23):
+                assert torch.equal(after[:, r, c], before[:, min(max(r - down, 0), 23), min(max(c - right, 0), 23)])
+    assert len(seen) == 25 and max(seen.values()) < 40  # 12 expected
+    x[:, :, :24, :24] = y[:, :, :24, :24] = 0
+    assert torch.equal(x, y)
+
+
 def test_pipeline_matches_torchvision_and_keeps_the_reports_order():
     x = torch.randint(0, 256, (8, 3, 40, 40), dtype=torch.uint8)
     oracle = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(data.MEAN, data.STD)])
@@ -310,5 +328,5 @@ def test_pipeline_matches_torchvision_and_keeps_the_reports_order():
     erased = data.apply(data.augmentation(flip=0, noise=0.05, erase=1.0), x)
     assert ((erased == 0).flatten(1).sum(1) > 3 * 20).all()
     names = [getattr(step, "__name__", type(step).__name__) for step in data.augmentation(0.5, 5, 0.05, 0.3,
-                                                                                            shuffle_digits=1)]
-    assert names == ["ShuffleDigits", "RandomHorizontalFlip", "to_float", "RandomRotation", "Normalize", "GaussianNoise", "RandomErasing"]
+                                                                                            shuffle_digits=1, shift=1)]
+    assert names == ["ShuffleDigits", "ShiftPicture", "RandomHorizontalFlip", "to_float", "RandomRotation", "Normalize", "GaussianNoise", "RandomErasing"]

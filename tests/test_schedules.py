@@ -50,6 +50,18 @@ def test_cosine_step_and_constant():
     assert ours("constant", 40) == [1e-3] * 40
 
 
+@pytest.mark.parametrize("epochs, batches", [(5, 40), (60, 10)])
+def test_onecycle_is_a_triangle_over_all_batches(epochs, batches):
+    steps = epochs * batches
+    optimizer = sgd()
+    schedule = make_schedule("onecycle", optimizer, epochs, lr_min=1e-5, start_factor=0.1, batches=batches)
+    top = steps / 4 - 1
+    for step, lr in enumerate(rates(optimizer, schedule, steps)):
+        t = step / top if step <= top else (step - top) / (steps - 1 - top)
+        low = 1e-4 if step <= top else 1e-5
+        assert lr == pytest.approx(low + (1e-3 - low) * (t if step <= top else 1 - t), rel=1e-6)
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_restored_schedule_goes_on_exactly(name):
     whole = ours(name, 20, warmup_epochs=5)

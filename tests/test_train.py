@@ -97,21 +97,25 @@ def test_same_seed_same_bits_and_another_seed_others(whole, data_dir, tmp_path):
     assert rows(tmp_path / "other") != rows(whole)
 
 
-def test_one_step_is_adam_with_l2_on_the_augmented_batch(data_dir, tmp_path):
-    """The first step, done again by hand: gather, augment, cross-entropy, gradient plus L2, Adam's formula."""
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_one_step_is_adam_on_the_augmented_batch(data_dir, tmp_path, optimizer):
+    """The first step, done again by hand: gather, augment, cross-entropy on smoothed targets, Adam's formula with the
+    weight decay in the gradient, or beside it."""
     call(data_dir, tmp_path / "r", "--limit", "32", "--epochs", "1", "--schedule", "constant", "--dropout-last", "0",
-         "--weight-decay", "0.1")
+         "--weight-decay", "0.1", "--optimizer", optimizer, "--label-smoothing", "0.2", "--shift", "2", "--shuffle-digits", "1")
     torch.manual_seed(0)
     net = CNN(0).to(memory_format=torch.channels_last)
     images = data.load_splits(data_dir).train.first(32)
     torch.manual_seed(1)
     order = torch.randperm(32)
-    x = data.apply(data.augmentation(0.5, 0, 0.05, 0.3), images.images[order])
-    F.cross_entropy(net.train()(x), images.labels[order]).backward()
+    x = data.apply(data.augmentation(0.5, 0, 0.05, 0.3, shuffle_digits=1.0, shift=2), images.images[order])
+    targets = 0.8 * F.one_hot(images.labels[order], 10) + 0.2 / 10
+    (-targets * net.train()(x).log_softmax(1)).sum(1).mean().backward()
     trained = torch.load(tmp_path / "r" / "last.pt", weights_only=True)["model"]
     for name, p in net.named_parameters():
-        gradient = p.grad + 0.1 * p.detach()
-        torch.testing.assert_close(trained[name], p.detach() - 1e-3 * gradient / (gradient.abs() + 1e-8), rtol=0, atol=2e-5)
+        gradient, kept = (p.grad + 0.1 * p.detach(), 1) if optimizer == "adam" else (p.grad, 1 - 1e-3 * 0.1)
+        expected = kept * p.detach() - 1e-3 * gradient / (gradient.abs() + 1e-8)
+        torch.testing.assert_close(trained[name], expected, rtol=0, atol=2e-5)
 
 
 # ---------------------------------------------------------------- evaluation
@@ -157,6 +161,26 @@ def test_a_stopped_run_resumes_to_the_same_bits(whole, data_dir, tmp_path, monke
             call(data_dir, out)
     call(data_dir, out, "--resume")
     assert_same_run(out, whole)
+
+
+def test_a_schedule_that_goes_by_batches_resumes_too(data_dir, tmp_path, monkeypatch):
+    flags = ("--schedule", "onecycle", "--optimizer", "adamw", "--lr", "0.005", "--shuffle-digits", "1", "--shift", "2")
+    call(data_dir, tmp_path / "whole", *flags)
+    rates = [float(row["lr"]) for row in rows(tmp_path / "whole")]
+    assert rates[0] == pytest.approx(0.0005) and max(rates) == rates[1] > 0.0045  # 28 batches: the top at the seventh
+    original, calls = train.Progress.show, []
+
+    def stop(*args):
+        calls.append(args)
+        if len(calls) == 2 * 7 + 4:
+            raise KeyboardInterrupt
+        return original(*args)
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Progress, "show", stop)
+        with pytest.raises(KeyboardInterrupt):
+            call(data_dir, tmp_path / "r", *flags)
+    call(data_dir, tmp_path / "r", *flags, "--resume")
+    assert_same_run(tmp_path / "r", tmp_path / "whole")
 
 
 def test_kill_minus_nine_then_resume(whole, data_dir, tmp_path):
@@ -277,7 +301,8 @@ def test_bad_checkpoints_are_named(whole, tmp_path, kind):
 
 @pytest.mark.parametrize("flags", ["--bs 0", "--bs 1.5", "--epochs 0", "--lr nan", "--lr 0", "--lr inf", "--lr-min -1",
                                    "--erase 1.5", "--erase-scale 0.1 0.02", "--dropout-last 6", "--dropout-p 2",
-                                   "--noise -1", "--rotate 200", "--match-prob 1.1", "--shuffle-digits 2", "--schedule linear", "--limit 0",
+                                   "--noise -1", "--rotate 200", "--match-prob 1.1", "--shuffle-digits 2", "--shift 13", "--shift 0.5",
+                                   "--label-smoothing 2", "--optimizer sgd", "--schedule linear", "--limit 0",
                                    "--seed -1", "--warmup-epochs 10 --epochs 10", "--resume --overwrite", "--gamma x"])
 def test_bad_flags_exit_with_2(flags, capsys):
     with pytest.raises(SystemExit) as stop:
