@@ -474,6 +474,12 @@ def differences(results):
                      ", ".join(f"{name} {acc:.2f}" for name, acc in draws.items()) +
                      f" (mean {np.mean(accs):.2f}, standard deviation {np.std(accs, ddof=1):.2f}); the report "
                      f"{results.report['baseline']['val_acc']:.2f}.")
+    if results.best("baseline") and results.best("baseline_match0.5"):
+        def both(name):
+            return f"val_acc {results.acc(name):.2f}, train_acc {results.log[name][-1]['train_acc']:.2f}"
+        lines.append("- A weaker shortcut, 55 % matching digits in training (match_prob 0.5) for 64 % (0.6): baseline "
+                     f"{both('baseline_match0.5')}, for {both('baseline')}; the report val_acc "
+                     f"{results.report['baseline']['val_acc']:.2f}, train_acc {results.report['baseline']['train_acc']:.2f}.")
     shares = [(row["val_acc"] - best["val_acc_conflict"]) / (best["val_acc_agree"] - best["val_acc_conflict"])
               for row, best, _ in pairs if "val_acc_agree" in best]
     if shares:
@@ -510,7 +516,7 @@ def draw_overview(results, path):
     reported = [(row["val_acc"], names.index(results.target[name])) for name, row in results.report.items()
                 if results.target[name] in names]
     axis.plot(*zip(*reported), "D", mfc="none", color="C3", label="report")
-    axis.set(yticks=range(len(names)), yticklabels=names, xlabel="best validation accuracy (%)",
+    axis.set(yticks=range(len(names)), yticklabels=names, ylim=(-0.6, len(names) - 0.4), xlabel="best validation accuracy (%)",
              title="Every run so far, by best validation accuracy")
     axis.grid(alpha=0.3)
     canvas.legend(loc="outside lower center", ncols=2, frameon=False)

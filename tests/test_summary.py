@@ -90,11 +90,14 @@ def test_where_we_differ_is_computed(folder):
     add_run(folder, "baseline", [62.0], val_acc_agree=92.0)   # the report: 64.90, 89.8 in training; ours conflicts at 60
     add_run(folder, "bs16", [70.0])                           # 70.12, no training accuracy
     add_run(folder, "baseline_data1", [64.0])
+    add_run(folder, "baseline_match0.5", [66.0])
     lines = analyze.differences(analyze.Results(folder))
     assert "1 of 2 numbers lie within 1.5 points" in lines[0] and "ours is -1.51 (from -2.90 to -0.12)" in lines[0]
     assert "on average +0.20 (from +0.20 to +0.20, 1 numbers)" in lines[1]
     assert "baseline 62.00, baseline_data1 64.00 (mean 63.00, standard deviation 1.41); the report 64.90" in lines[2]
-    assert "Were it 15 %" in lines[3]  # 60 + 0.153 * 32 = 64.9
+    assert ("baseline val_acc 66.00, train_acc 90.00, for val_acc 62.00, train_acc 90.00; the report val_acc 64.90, "
+            "train_acc 89.80") in lines[3]
+    assert "Were it 15 %" in lines[4]  # 60 + 0.153 * 32 = 64.9
 
 
 def test_the_shortcuts_figure_waits_for_its_runs(folder):
