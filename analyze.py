@@ -84,13 +84,17 @@ def selectivity_lines(layer, norms, untrained, classes):
 
 
 # ---------------------------------------------------------------- the shortcut
+def crosstab(rows, columns):
+    """How often each pair of values 0 to 9 of two int64 tensors [N] occurs: int64 [10,10], on the CPU."""
+    return torch.bincount(rows.cpu() * 10 + columns.cpu(), minlength=100).view(10, 10)
+
+
 def group_table(correct, split):
     """Accuracy (percent) and number of images of each group label x digit: float and int arrays [10,10], NaN where a
     group is empty. The smallest accuracy is the worst-group accuracy (Sagawa et al. 2020)."""
-    group = (split.labels * 10 + split.digits).cpu()
-    counts = torch.bincount(group, minlength=100)
-    hits = torch.bincount(group, weights=correct.cpu().double(), minlength=100)
-    return (100 * hits / counts).view(10, 10).numpy(), counts.view(10, 10).numpy()
+    counts = crosstab(split.labels, split.digits)
+    hits = crosstab(split.labels[correct], split.digits[correct])
+    return (100 * hits.double() / counts).numpy(), counts.numpy()
 
 
 def counterfactual(model, split, seed=0):
@@ -252,20 +256,15 @@ def draw_table(axis, values, rows, columns, title, ylabel, xlabel):
                   color="white" if value > 60 else "black")
 
 
-def shares(rows, columns):
-    """The table rows x columns of two int64 tensors [N], in percent of each row: float [10,10]."""
-    counts = torch.bincount(rows.cpu() * 10 + columns.cpu(), minlength=100).view(10, 10).double()
-    return (100 * counts / counts.sum(1, keepdim=True)).numpy()
-
-
 def draw_shortcut(split, predictions, groups, rows, classes, source, out):
     figure, axes = plt.subplots(2, 2, figsize=(11, 11), layout="constrained")
     figure.suptitle(f"What the digit does to the predictions, in percent of {len(split.labels)} validation images ({source})",
                     fontsize=13)
     names = [f"{name} {i}" for i, name in enumerate(classes)]
-    draw_table(axes[0, 0], shares(split.labels, predictions), names, names, "confusion matrix", "label", "prediction")
+    confusion = crosstab(split.labels, predictions).double()
+    draw_table(axes[0, 0], (100 * confusion / confusion.sum(1, keepdim=True)).numpy(), names, names, "confusion matrix", "label", "prediction")
     draw_table(axes[0, 1], groups, names, list(range(10)), "accuracy by label and digit", "label", "digit in the image")
-    placed = np.stack([shares(torch.zeros_like(row), row)[0] for row in rows])
+    placed = 100 * np.stack([torch.bincount(row.cpu(), minlength=10) for row in rows]) / len(split.labels)
     draw_table(axes[1, 0], placed, [*range(10), "none"], names, "the digit exchanged: what is predicted",
                "digit put under every image", "prediction")
     right = (rows == split.labels).double().cpu()
