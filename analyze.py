@@ -36,20 +36,26 @@ LAYERS = {"first": [1], "last": [5], "all": [1, 2, 3, 4, 5], **{str(n): [n] for 
 
 # ---------------------------------------------------------------- what is measured
 @torch.inference_mode()
-def class_norms(model, images, groups):
-    """For each of the five layers a float64 array [filters, 10]: the L2 norm over height and width of each filter's
-    feature map, averaged over the images of each class (report, section 2.2). `groups`, int64 [N], are the images'
-    classes, or their digits. Raises UserError for one without images."""
+def map_norms(model, images):
+    """Of uint8 images [N,3,H,W]: the logits, float [N,10], and for each of the five layers a float tensor [N, filters],
+    the L2 norm over height and width of each filter's feature map (report, section 2.2)."""
     model.eval()
-    counts = torch.bincount(groups.cpu(), minlength=10).double()
+    parts = []
+    for part in images.split(EVAL_BATCH):
+        logits, maps = model(apply(NO_AUGMENT, part), return_maps=True)
+        parts.append([logits, *(m.float().flatten(2).norm(dim=2) for m in maps)])
+    logits, *norms = (torch.cat(column) for column in zip(*parts))
+    return logits, norms
+
+
+def class_means(norms, groups):
+    """Each layer's norms, [N, filters], averaged over the images of each class: a list of float64 arrays [filters, 10].
+    `groups`, int64 [N], are the images' classes, or their digits. Raises UserError for one without images."""
+    counts = torch.bincount(groups, minlength=10).double()
     if (counts == 0).any():
         raise UserError(f"no validation image is of class or digit {int(counts.argmin())}, so its norms cannot be averaged")
-    sums = [0] * 5
-    for part, group in zip(images.split(EVAL_BATCH), groups.split(EVAL_BATCH)):
-        one_hot = torch.nn.functional.one_hot(group.cpu(), 10).double()
-        maps = model(apply(NO_AUGMENT, part), return_maps=True)[1]
-        sums = [total + m.float().flatten(2).norm(dim=2).cpu().double().T @ one_hot for total, m in zip(sums, maps)]
-    return [(total / counts).numpy() for total in sums]
+    one_hot = torch.nn.functional.one_hot(groups, 10).double()
+    return [(layer.double().T @ one_hot / counts).cpu().numpy() for layer in norms]
 
 
 def selectivity(norms):
@@ -210,6 +216,9 @@ def draw_layer(layer, norms, classes, source, out):
     figure, axis = plt.subplots(figsize=(4.6, 3.2), layout="constrained")
     bars = draw_bars(axis, norms[0], classes)
     axis.set_ylabel("mean norm / largest")
+    axis.set_title(f"layer {layer}, " + caption(norms, 0, classes), fontsize=11)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # the first chart's layout fits them all
     for i, means in enumerate(norms):
         for bar, height in zip(bars, means / max(means.max(), 1e-12)):
             bar.set_height(height)
@@ -610,12 +619,12 @@ def analyze(args):
     splits = load_splits(args.data_dir, seed=data_seed)
     classes, source, val = splits.classes, splits.source, splits.val.to(device)
     digits_known = bool((val.digits >= 0).all())
-    norms = class_norms(model, val.images, val.labels)
+    logits, image_norms = map_norms(model, val.images)
+    norms = class_means(image_norms, val.labels)
     torch.manual_seed(checkpoint.get("args", {}).get("seed", 0))
     fresh = CNN().to(device, memory_format=torch.channels_last)  # the control: how training began
-    untrained = class_norms(fresh, val.images, val.labels)
+    untrained = class_means(map_norms(fresh, val.images)[1], val.labels)
     layers = sorted({layer for name in args.layer for layer in LAYERS[name]})
-    logits = predict(model, val.images, NO_AUGMENT)
     predictions = logits.argmax(1)
     scores = score(logits, val)
     lines = [f"source {source}"]
@@ -631,7 +640,7 @@ def analyze(args):
         groups, counts = group_table(predictions == val.labels, val)
         rows = counterfactual(model, val)
         table = counterfactual_table(rows, predictions, val)
-        by_digit = class_norms(model, val.images, val.digits)
+        by_digit = class_means(image_norms, val.digits)
         lines += shortcut_lines(val, scores, groups, counts, rows, table, classes)
         for layer in (1, 5):
             more = selectivity(by_digit[layer - 1]) > selectivity(norms[layer - 1])

@@ -44,9 +44,9 @@ def call(monkeypatch, *flags):
     analyze.main()
 
 
-def test_class_norms_are_means_of_l2_norms(checkpoint, data_dir):
+def test_class_means_are_means_of_l2_norms(checkpoint, data_dir):
     net, val = load(checkpoint), data.load_splits(data_dir).val
-    norms = analyze.class_norms(net, val.images, val.labels)
+    norms = analyze.class_means(analyze.map_norms(net, val.images)[1], val.labels)
     assert [n.shape for n in norms] == [(16, 10), (32, 10), (48, 10), (64, 10), (80, 10)]
     with torch.no_grad():
         maps = net(data.apply(analyze.NO_AUGMENT, val.images), return_maps=True)[1]
@@ -62,7 +62,7 @@ def test_a_class_without_images_is_named(checkpoint, data_dir):
     val = data.load_splits(data_dir).val
     keep = val.labels != 4
     with pytest.raises(UserError, match="class or digit 4"):
-        analyze.class_norms(load(checkpoint), val.images[keep], val.labels[keep])
+        analyze.class_means(analyze.map_norms(load(checkpoint), val.images[keep])[1], val.labels[keep])
 
 
 def test_selectivity_closed_forms():
@@ -88,12 +88,12 @@ def test_it_writes_what_it_says(checkpoint, data_dir, tmp_path, monkeypatch, cap
     correct = [net(data.apply(analyze.NO_AUGMENT, splits.val.images)).argmax(1) == splits.val.labels]
     assert printed["val_acc"] == f"{100 * correct[0].double().mean():.2f} (100 images)"
     assert printed["test_acc"].endswith("(60 images)")
-    norms = analyze.class_norms(net, splits.val.images, splits.val.labels)
+    norms = analyze.class_means(analyze.map_norms(net, splits.val.images)[1], splits.val.labels)
     index = sorted((max(r) - (sum(r) - max(r)) / 9) / (max(r) + (sum(r) - max(r)) / 9) for r in norms[0].tolist())
     assert printed["layer1_selectivity_median"] == f"{(index[7] + index[8]) / 2:.4f} (16 filters)"
 
     torch.manual_seed(0)  # the untrained control: a bare state dict has no seed, so 0
-    before = analyze.selectivity(analyze.class_norms(CNN().eval(), splits.val.images, splits.val.labels)[0])
+    before = analyze.selectivity(analyze.class_means(analyze.map_norms(CNN(), splits.val.images)[1], splits.val.labels)[0])
     assert printed["layer1_selectivity_median_untrained"] == f"{np.median(before):.4f}"
 
     with open(tmp_path / "experts_layer1.csv", newline="") as file:
@@ -105,7 +105,7 @@ def test_it_writes_what_it_says(checkpoint, data_dir, tmp_path, monkeypatch, cap
         assert row["best_class"] == splits.classes[int(means.argmax())]
         assert float(row["untrained_selectivity_index"]) == pytest.approx(b, rel=1e-4)
 
-    digit_norms = analyze.class_norms(net, splits.val.images, splits.val.digits)[0]
+    digit_norms = analyze.class_means(analyze.map_norms(net, splits.val.images)[1], splits.val.digits)[0]
     for row, means in zip(table, digit_norms):
         assert float(row["digit_selectivity_index"]) == pytest.approx((max(means) - np.mean(sorted(means)[:9])) /
                                                                       (max(means) + np.mean(sorted(means)[:9])), rel=1e-4)
