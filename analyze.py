@@ -573,6 +573,8 @@ def summary(folder):
             best, report = results.best(name), results.report.get(name)
             reported = f"{report['val_acc']:.2f}" if report else ""
             flags = f"`{results.flags[name]}`" if results.flags[name] else "the defaults"
+            if name.startswith("best") and name != "best":
+                flags = flags.replace(results.flags["best"].split(" --epochs")[0], "best's with").replace("`best's with ", "best's with `")
             if results.target[name] != name:
                 flags = f"the same run as {results.target[name]}"
             if best is None:

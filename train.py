@@ -20,7 +20,7 @@ import matplotlib
 import torch
 import torch.nn.functional as F
 
-from data import apply, augmentation, load_splits
+from data import Shrink, apply, augmentation, load_splits
 from model import CNN
 from schedules import EVERY_BATCH, SCHEDULES, make_schedule
 from utils import (UserError, atomic, device_name, load_checkpoint, load_weights, number, pick_device, read_csv, refuse,
@@ -86,7 +86,8 @@ def train(args):
         torch.manual_seed(args.seed * 1_000_000 + epoch)
         start = time.perf_counter()
         lr = optimizer.param_groups[0]["lr"]
-        losses = train_epoch(model, optimizer, train_set, augment, args.bs, args.amp, args.label_smoothing, after_step)
+        transforms = [*augment, Shrink(args.small_size)] if epoch <= args.small_epochs else augment
+        losses = train_epoch(model, optimizer, train_set, transforms, args.bs, args.amp, args.label_smoothing, after_step)
         if args.schedule not in EVERY_BATCH:
             schedule.step()
 
@@ -327,6 +328,8 @@ def parse_args(argv=None):
     flag("--shuffle-digits", "probability that an image's digit is exchanged for another image's, within its batch;\n"
          "breaks the shortcut", type=share, default=0.0)
     flag("--shift", "the picture, not the digit, moves by up to N pixels each way", type=number(int, 0, 12), default=0)
+    flag("--small-epochs", "train the first N epochs on images shrunk to --small-size: faster", type=number(int, 0), default=0)
+    flag("--small-size", "height and width of those images, pixels", type=number(int, 8), default=24)
     flag("--label-smoothing", "share of the target that is spread over all classes", type=share, default=0.0)
     flag("--dropout-last", "dropout after the last N convolutional blocks, 0 to 5", type=number(int, 0, 5), default=3)
     flag("--dropout-p", "probability of dropout", type=share, default=0.1)

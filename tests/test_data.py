@@ -317,6 +317,18 @@ def test_shift_moves_the_picture_and_repeats_its_border():
     assert torch.equal(x, y)
 
 
+@pytest.mark.parametrize("size", [8, 20, 24])
+def test_shrink_averages_the_pixels_each_new_one_covers(size):
+    x = torch.rand(2, 3, 40, 40)
+    y = data.Shrink(size)(x)
+    assert y.shape == (2, 3, size, size)
+    for r in range(size):
+        for c in range(size):
+            rows, columns = (range(i * 40 // size, -(-(i + 1) * 40 // size)) for i in (r, c))
+            covered = torch.stack([x[:, :, i, j] for i in rows for j in columns])
+            torch.testing.assert_close(y[:, :, r, c], covered.mean(0))
+
+
 def test_pipeline_matches_torchvision_and_keeps_the_reports_order():
     x = torch.randint(0, 256, (8, 3, 40, 40), dtype=torch.uint8)
     oracle = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(data.MEAN, data.STD)])

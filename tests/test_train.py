@@ -164,7 +164,8 @@ def test_a_stopped_run_resumes_to_the_same_bits(whole, data_dir, tmp_path, monke
 
 
 def test_a_schedule_that_goes_by_batches_resumes_too(data_dir, tmp_path, monkeypatch):
-    flags = ("--schedule", "onecycle", "--optimizer", "adamw", "--lr", "0.005", "--shuffle-digits", "1", "--shift", "2")
+    flags = ("--schedule", "onecycle", "--optimizer", "adamw", "--lr", "0.005", "--shuffle-digits", "1", "--shift", "2",
+             "--small-epochs", "3")
     call(data_dir, tmp_path / "whole", *flags)
     rates = [float(row["lr"]) for row in rows(tmp_path / "whole")]
     assert rates[0] == pytest.approx(0.0005) and max(rates) == rates[1] > 0.0045  # 28 batches: the top at the seventh
@@ -181,6 +182,19 @@ def test_a_schedule_that_goes_by_batches_resumes_too(data_dir, tmp_path, monkeyp
             call(data_dir, tmp_path / "r", *flags)
     call(data_dir, tmp_path / "r", *flags, "--resume")
     assert_same_run(tmp_path / "r", tmp_path / "whole")
+
+
+def test_the_first_epochs_see_small_images_and_evaluation_never(data_dir, tmp_path, monkeypatch):
+    sizes, forward = [], CNN.forward
+
+    def spy(model, x):
+        sizes.append((model.training, x.shape[2]))
+        return forward(model, x)
+    monkeypatch.setattr(CNN, "forward", spy)
+    call(data_dir, tmp_path / "r", "--small-epochs", "1", "--small-size", "16", "--epochs", "2")
+    trained = [size for training, size in sizes if training]
+    assert trained == [16] * 7 + [40] * 7  # 200 images in batches of 32
+    assert {size for training, size in sizes if not training} == {40}
 
 
 def test_kill_minus_nine_then_resume(whole, data_dir, tmp_path):
@@ -302,7 +316,7 @@ def test_bad_checkpoints_are_named(whole, tmp_path, kind):
 @pytest.mark.parametrize("flags", ["--bs 0", "--bs 1.5", "--epochs 0", "--lr nan", "--lr 0", "--lr inf", "--lr-min -1",
                                    "--erase 1.5", "--erase-scale 0.1 0.02", "--dropout-last 6", "--dropout-p 2",
                                    "--noise -1", "--rotate 200", "--match-prob 1.1", "--shuffle-digits 2", "--shift 13", "--shift 0.5",
-                                   "--label-smoothing 2", "--optimizer sgd", "--schedule linear", "--limit 0",
+                                   "--small-epochs -1", "--small-size 7", "--label-smoothing 2", "--optimizer sgd", "--schedule linear", "--limit 0",
                                    "--seed -1", "--warmup-epochs 10 --epochs 10", "--resume --overwrite", "--gamma x"])
 def test_bad_flags_exit_with_2(flags, capsys):
     with pytest.raises(SystemExit) as stop:
