@@ -533,7 +533,7 @@ def draw_overview(results, path):
 
 def draw_stopped(results, path):
     """The final recipe beside its twins that weaken or strengthen the shortcut: a group of bars a run."""
-    names = [name for name in ("final", *results.section("beyond")) if results.best(name)]
+    names = [name for name in ("final", *results.section("beyond"), "best") if results.best(name)]
     canvas, axis = plt.subplots(figsize=(max(6, 1.6 * len(names)), 4), layout="constrained")
     for i, (key, label, color) in enumerate((("val_acc", "all", "C0"), ("val_acc_agree", "digit agrees", "C2"),
                                              ("val_acc_conflict", "digit conflicts", "C3"),
@@ -543,7 +543,8 @@ def draw_stopped(results, path):
         axis.bar_label(bars, fmt="%.0f", fontsize=8)
     axis.set(xticks=range(len(names)), ylim=(0, 105), ylabel="validation images (%)",
              title="Validation accuracy, and where the digit leads")
-    flags = [results.flags[name].replace(" --", "\n--") or "the report's" for name in names]
+    flags = [{"final": "the report's", "best": "our recipe"}.get(name) or results.flags[name].replace(" --", "\n--")
+             for name in names]
     axis.set_xticklabels([f"{name}\n{flag}" for name, flag in zip(names, flags)], fontsize=9)
     canvas.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     save_figure(canvas, path)
@@ -557,6 +558,7 @@ def summary(folder):
     noise, origin = noise_of(results)
     listed = [name for name, target in results.target.items() if name == target]
     waiting = [name for name in listed if name not in results.log]
+    ours = results.flags["best"].split(" --epochs")[0]
     machines = sorted({f"{args['hardware']}, torch {args['torch']}" for args in results.args.values()})
     page = ["# Every experiment of the report, beside the report\n",
             "Made by `python analyze.py --summary results` from the runs' CSVs; nothing is typed in by hand.\n",
@@ -566,15 +568,16 @@ def summary(folder):
             f"- Not run yet: {', '.join(waiting) or 'none'}.",
             f"- \"Within noise\" is {noise:.2f} points: twice the standard deviation of a difference, from {origin}.",
             "- `report` is what the report states, or shows in a figure (traced, +-0.1); `difference` is ours minus it. "
-            "Its data, split and seed are not public.\n"]
+            "Its data, split and seed are not public.",
+            "- `$ours` are the flags of the run `best`, but for its epochs.\n"]
     for title, names in results.sections.items():
         rows = []
         for name in names:
             best, report = results.best(name), results.report.get(name)
             reported = f"{report['val_acc']:.2f}" if report else ""
             flags = f"`{results.flags[name]}`" if results.flags[name] else "the defaults"
-            if name.startswith("best") and name != "best":
-                flags = flags.replace(results.flags["best"].split(" --epochs")[0], "best's with").replace("`best's with ", "best's with `")
+            if name != "best":
+                flags = flags.replace(ours, "$ours")
             if results.target[name] != name:
                 flags = f"the same run as {results.target[name]}"
             if best is None:
@@ -599,7 +602,7 @@ def summary(folder):
             continue
         draw_figure(results, figure, runs, folder / "figures" / f"figure{figure}.png")
         page.append(f"![figure {figure}: ours solid, the report's dashed](figures/figure{figure}.png)\n")
-    if any(results.best(name) for name in results.section("beyond")):
+    if any(results.best(name) for name in (*results.section("beyond"), "best")):
         draw_stopped(results, folder / "figures" / "shortcut.png")
         page.append("![accuracies with a weaker, a stronger and a shuffled shortcut](figures/shortcut.png)\n")
     draw_overview(results, folder / "figures" / "overview.png")
