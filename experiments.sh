@@ -126,7 +126,7 @@ finished() {  # name flags: the log has a row for every epoch, and the command w
 run_one() {  # name flags
     local out=$results/$1
     "$PYTHON" train.py --resume --out "$out" $2 || return
-    [ "$out" != results/final ] || "$PYTHON" analyze.py --ckpt "$out/best.pt" || return
+    case $out in results/final | results/best) "$PYTHON" analyze.py --ckpt "$out/best.pt" || return ;; esac
     echo "$2" > "$out/flags.txt"   # last: marks it as finished
 }
 
