@@ -384,8 +384,8 @@ def to_float(x):
 
 
 class Shrink:
-    """Averages each image down to `size` by `size`: half the pixels, twice the speed, for the first epochs of a run
-    (progressive resizing, J. Howard's DAWNBench entry of 2018). Float [N,C,H,W] to [N,C,size,size]."""
+    """Averages each image down to `size` by `size`, for faster first epochs (progressive resizing, as in fast.ai's
+    DAWNBench entry of 2018). Float [N,C,H,W] to [N,C,size,size]."""
 
     def __init__(self, size):
         self.size = size
