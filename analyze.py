@@ -546,7 +546,7 @@ def draw_stopped(results, path):
     flags = [{"final": "the report's", "best": "our recipe"}.get(name) or results.flags[name].replace(" --", "\n--")
              for name in names]
     axis.set_xticklabels([f"{name}\n{flag}" for name, flag in zip(names, flags)], fontsize=9)
-    canvas.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    canvas.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     save_figure(canvas, path)
 
 
