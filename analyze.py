@@ -51,11 +51,12 @@ def map_norms(model, images):
 def class_means(norms, groups):
     """Each layer's norms, [N, filters], averaged over the images of each class: a list of float64 arrays [filters, 10].
     `groups`, int64 [N], are the images' classes, or their digits. Raises UserError for one without images."""
+    groups = groups.cpu()  # mps has no float64
     counts = torch.bincount(groups, minlength=10).double()
     if (counts == 0).any():
         raise UserError(f"no validation image is of class or digit {int(counts.argmin())}, so its norms cannot be averaged")
     one_hot = torch.nn.functional.one_hot(groups, 10).double()
-    return [(layer.double().T @ one_hot / counts).cpu().numpy() for layer in norms]
+    return [(layer.cpu().double().T @ one_hot / counts).numpy() for layer in norms]
 
 
 def selectivity(norms):
