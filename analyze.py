@@ -200,11 +200,11 @@ def draw_filters(weight, out):
     save_figure(figure, out / "filters_rgb.png")
 
 
-def draw_bars(axis, means, classes=None):
+def draw_bars(axis, means, names=()):
     """One filter's ten class means, divided by the largest; a colour a class; names on the axis where given."""
     bars = axis.bar(range(10), means / max(means.max(), 1e-12), color=[f"C{c}" for c in range(10)])
-    axis.set(ylim=(0, 1.05), xticks=range(10))
-    axis.set_xticklabels(classes or [], rotation=60, ha="right", rotation_mode="anchor")
+    axis.set_ylim(0, 1.05)
+    axis.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor")
     return bars
 
 
@@ -214,18 +214,24 @@ def caption(norms, i, classes):
 
 def draw_layer(layer, norms, classes, source, out):
     """One chart a filter, and one sheet of them all, the most selective first."""
-    figure, axis = plt.subplots(figsize=(4.6, 3.2), layout="constrained")
+    figure, axis = plt.subplots(figsize=(4.6, 3.2), dpi=80, layout="constrained")
     bars = draw_bars(axis, norms[0], classes)
     axis.set_ylabel("mean norm / largest")
     axis.set_title(f"layer {layer}, " + caption(norms, 0, classes), fontsize=11)
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # the first chart's layout fits them all
+    changing = [*bars, *axis.spines.values(), axis.title]  # the rest is the same in every chart, and drawn once
+    for artist in changing:
+        artist.set_animated(True)
+    figure.canvas.draw()
+    rest = figure.canvas.copy_from_bbox(figure.bbox)
     for i, means in enumerate(norms):
         for bar, height in zip(bars, means / max(means.max(), 1e-12)):
             bar.set_height(height)
-        axis.set_title(f"layer {layer}, " + caption(norms, i, classes), fontsize=11)
+        axis.title.set_text(f"layer {layer}, " + caption(norms, i, classes))
+        figure.canvas.restore_region(rest)
+        for artist in changing:
+            axis.draw_artist(artist)
         with atomic(out / f"experts_layer{layer}" / f"filter{i + 1:02}.png") as temporary:
-            figure.savefig(temporary, dpi=80)
+            plt.imsave(temporary, figure.canvas.buffer_rgba())
     plt.close(figure)
 
     columns, index = 8, selectivity(norms)
@@ -235,7 +241,6 @@ def draw_layer(layer, norms, classes, source, out):
                     "title: filter, best class, class selectivity index; the most selective first", fontsize=12)
     for axis, i in zip(axes.flat, np.argsort(-index, kind="stable")):
         shown = draw_bars(axis, norms[i])
-        axis.tick_params(bottom=False)
         axis.set_title(f"{i + 1} {classes[int(norms[i].argmax())]} {index[i]:.2f}", fontsize=9)
     figure.legend(shown.patches, classes, loc="outside lower center", ncols=10, fontsize=9, frameon=False)
     save_figure(figure, out / f"experts_layer{layer}.png")
