@@ -306,9 +306,10 @@ def draw_digit_experts(by_class, by_digit, classes, source, out):
         top = 1.08 * max(x.max(), y.max())
         axes[name].plot([0, top], [0, top], color="gray", lw=0.8)
         axes[name].scatter(x, y, s=18)
-        for i, text in ((x.argmax(), classes[int(classed[x.argmax()].argmax())]), (y.argmax(), f"digit {digited[y.argmax()].argmax()}")):
-            axes[name].annotate(f"filter {i + 1}: {text}", (x[i], y[i]), xytext=(-6, 6), textcoords="offset points", ha="right",
-                                bbox={"fc": "white", "ec": "none", "alpha": 0.8, "pad": 0.5})
+        for i, color, best in ((x.argmax(), "C1", classes[int(classed[x.argmax()].argmax())]),
+                               (y.argmax(), "C3", f"digit {digited[y.argmax()].argmax()}")):
+            axes[name].scatter(x[i], y[i], s=40, color=color, label=f"filter {i + 1}: {best}")
+        axes[name].legend(title="the strongest of each kind", loc="upper left")
         axes[name].set(xlabel="selectivity for the class", ylabel="selectivity for the digit", xlim=(0, top), ylim=(0, top),
                        title=f"{name} layer: {(y > x).sum()} of {len(x)} filters answer more to the digit")
     strongest = selectivity(by_class[4]).argmax(), selectivity(by_digit[4]).argmax()
@@ -358,8 +359,8 @@ class Results:
     """Everything the page is made from: the list of experiments.sh, our finished full-size runs, the report's numbers."""
 
     def __init__(self, folder):
-        listing = subprocess.run(["bash", Path(__file__).with_name("experiments.sh"), "--list"], capture_output=True,
-                                 text=True, check=True).stdout
+        script = Path(__file__).with_name("experiments.sh")
+        listing = subprocess.run(["bash", script, "--list"], capture_output=True, text=True, check=True).stdout
         self.sections, self.flags, self.target = {}, {}, {}  # {title: [name]}, {name: flags}, {name: its run's name}
         for line in listing.splitlines():
             if line.startswith("#"):
@@ -369,6 +370,9 @@ class Results:
             self.sections.setdefault(title, []).append(name)
             self.flags[name] = flags.strip()
             self.target[name] = flags.split()[1] if flags.strip().startswith("=") else name
+        # experiments.sh's own short names for groups of flags; the longest, $ours, is best's flags but for its epochs
+        self.short = dict(re.findall(r'^(\w+)="(--[^"$]*)"', script.read_text(), re.MULTILINE))
+        self.short["ours"] = self.flags["best"].split(" --epochs")[0]
         if not (folder / "report.csv").exists():
             raise UserError(f"{folder / 'report.csv'} not found: --summary takes the folder results/ of this repository")
         self.report = {row["run"]: row for row in read_csv(folder / "report.csv")}
@@ -564,7 +568,6 @@ def summary(folder):
     noise, origin = noise_of(results)
     listed = [name for name, target in results.target.items() if name == target]
     waiting = [name for name in listed if name not in results.log]
-    ours = results.flags["best"].split(" --epochs")[0]
     machines = sorted({f"{args['hardware']}, torch {args['torch']}" for args in results.args.values()})
     page = ["# Every experiment of the report, beside the report\n",
             "Made by `python analyze.py --summary results` from the runs' CSVs; nothing is typed in by hand.\n",
@@ -575,15 +578,17 @@ def summary(folder):
             f"- \"Within noise\" is {noise:.2f} points: twice the standard deviation of a difference, from {origin}.",
             "- `report` is what the report states, or shows in a figure (traced, +-0.1); `difference` is ours minus it. "
             "Its data, split and seed are not public.",
-            "- `$ours` are the flags of the run `best`, but for its epochs.\n"]
+            "- Flags are those in which a run differs from the final recipe, with these short for",
+            *(f"  - `${name}`: `{flags}`" for name, flags in results.short.items()), ""]
     for title, names in results.sections.items():
         rows = []
         for name in names:
             best, report = results.best(name), results.report.get(name)
             reported = f"{report['val_acc']:.2f}" if report else ""
-            flags = f"`{results.flags[name]}`" if results.flags[name] else "the defaults"
-            if name != "best":
-                flags = flags.replace(ours, "$ours")
+            flags = results.flags[name]
+            for short, long in results.short.items():
+                flags = flags.replace(long, f"${short}")
+            flags = f"`{flags}`" if flags else "the defaults"
             if results.target[name] != name:
                 flags = f"the same run as {results.target[name]}"
             if best is None:

@@ -1,6 +1,8 @@
 """The results page: verdicts from made-up runs of known accuracies, and the same bytes twice."""
 import json
+import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -73,6 +75,13 @@ def test_the_page_shows_ours_the_reports_and_what_is_missing_and_is_the_same_twi
     assert "| bs16 | " in page and "68.50 (1) | 67.00" in page and "70.12 | -1.62 |" in page
     assert "| dropout_last3_p0.1 | the same run as final | 2 | 73.00 (2)" in page
     assert "| step | `--dropout-last 0 --epochs 50 --schedule step` |  | not run yet" in page
+    short = dict(re.findall(r"^  - `(\$\w+)`: `(.*)`$", page, re.MULTILINE))  # written out, the flags are experiments.sh's
+    shown = dict(re.findall(r"^\| (\S+) \| `(.*?)` \|", page, re.MULTILINE))
+    listed = subprocess.run(["bash", ROOT / "experiments.sh", "--list"], capture_output=True, text=True, check=True).stdout
+    flags = {name: flags for name, *flags in map(str.split, listed.splitlines())}
+    assert len(shown) > 50 and sorted(short) == ["$ours", "$plain", "$tuned", "$wide"]
+    for name, text in shown.items():
+        assert [flag for word in text.split() for flag in short.get(word, word).split()] == flags[name]
     drawn = sorted(path.name for path in (folder / "figures").iterdir())
     assert drawn == ["figure2.png", "figure3.png", "figure5.png", "figure6.png", "overview.png"]  # no run of 1 and 4 yet
     shutil.rmtree(folder / "figures")
