@@ -391,6 +391,10 @@ class Results:
     def acc(self, name):
         return self.best(name)["val_acc"] if self.best(name) else None
 
+    def traced(self, name):
+        """The report's curve of `name`, a row an epoch."""
+        return [row for row in self.curves if row["run"] == name]
+
     def section(self, number):
         return next(names for title, names in self.sections.items() if title.split()[0] == number)
 
@@ -498,6 +502,13 @@ def differences(results):
         lines.append("- A weaker shortcut, 55 % matching digits in training (match_prob 0.5) for 64 % (0.6): baseline "
                      f"{both('baseline_match0.5')}, for {both('baseline')}; the report val_acc "
                      f"{results.report['baseline']['val_acc']:.2f}, train_acc {results.report['baseline']['train_acc']:.2f}.")
+    for figure, reported, noisy, plain in (("2a", "lr_1e-3", "lr_1e-3", "bs16"), ("3a", "wd_1e-2", "wd_1e-2", "wd_1e-2_plain")):
+        if results.best(noisy) and results.best(plain):
+            def late(rows):
+                return " / ".join(f"{np.mean([row[key] for row in rows[-10:]]):.2f}" for key in ("train_acc", "val_acc"))
+            lines.append(f"- Figure {figure}, with or without noise and erasing? The report does not say. train_acc / val_acc, mean "
+                         f"of the last ten epochs: with {late(results.log[results.target[noisy]])}, without "
+                         f"{late(results.log[plain])}; the report {late(results.traced(reported))}.")
     shares = [(row["val_acc"] - best["val_acc_conflict"]) / (best["val_acc_agree"] - best["val_acc_conflict"])
               for row, best, _ in pairs if "val_acc_agree" in best]
     if shares:
@@ -512,7 +523,7 @@ def draw_figure(results, figure, runs, path):
     canvas, axes = plt.subplots(1, len(runs), figsize=(max(5.2, 3.9 * len(runs)), 3.6), layout="constrained", sharey=True,
                                 squeeze=False)
     for axis, (panel, name) in zip(axes[0], runs):
-        theirs = [row for row in results.curves if row["run"] == name]
+        theirs = results.traced(name)
         ours = results.log.get(results.target[name], [])
         for color, key in (("C0", "train_acc"), ("C1", "val_acc")):
             label = {"train_acc": "training", "val_acc": "validation"}[key]
