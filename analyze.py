@@ -502,7 +502,7 @@ def differences(results):
         lines.append("- A weaker shortcut, 55 % matching digits in training (match_prob 0.5) for 64 % (0.6): baseline "
                      f"{both('baseline_match0.5')}, for {both('baseline')}; the report val_acc "
                      f"{results.report['baseline']['val_acc']:.2f}, train_acc {results.report['baseline']['train_acc']:.2f}.")
-    for figure, reported, noisy, plain in (("2a", "lr_1e-3", "lr_1e-3", "bs16"), ("3a", "wd_1e-2", "wd_1e-2", "wd_1e-2_plain")):
+    for figure, reported, noisy, plain in (("2a", "lr_1e-3", "lr_1e-3", "bs16"), ("3c", "wd_1e-4", "wd_1e-4", "wd_1e-4_plain")):
         if results.best(noisy) and results.best(plain):
             def late(rows):
                 return " / ".join(f"{np.mean([row[key] for row in rows[-10:]]):.2f}" for key in ("train_acc", "val_acc"))

@@ -110,14 +110,14 @@ def test_where_we_differ_is_computed(folder):
     assert "Were it 15 %" in lines[4]  # 60 + 0.153 * 32 = 64.9
 
 
-def test_figure_3_is_compared_with_and_without_noise_and_erasing(folder):
-    add_run(folder, "wd_1e-2", [10.0] * 2 + [60.0] * 10)
-    assert not any("Figure 3a" in line for line in analyze.differences(analyze.Results(folder)))
-    add_run(folder, "wd_1e-2_plain", [61.0] * 10)
+def test_figure_3c_is_compared_with_and_without_noise_and_erasing(folder):
+    add_run(folder, "wd_1e-4", [10.0] * 2 + [60.0] * 10)
+    assert not any("Figure 3c" in line for line in analyze.differences(analyze.Results(folder)))
+    add_run(folder, "wd_1e-4_plain", [61.0] * 10)
     with open(folder / "report_curves.csv") as file:
-        rows = [row for row in csv.DictReader(file) if row["run"] == "wd_1e-2" and int(row["epoch"]) > 30]
+        rows = [row for row in csv.DictReader(file) if row["run"] == "wd_1e-4" and int(row["epoch"]) > 30]
     train_acc, val_acc = (sum(float(row[key]) for row in rows) / 10 for key in ("train_acc", "val_acc"))
-    line, = (line for line in analyze.differences(analyze.Results(folder)) if "Figure 3a" in line)
+    line, = (line for line in analyze.differences(analyze.Results(folder)) if "Figure 3c" in line)
     assert f"with 90.00 / 60.00, without 90.00 / 61.00; the report {train_acc:.2f} / {val_acc:.2f}." in line
 
 
