@@ -502,13 +502,14 @@ def differences(results):
         lines.append("- A weaker shortcut, 55 % matching digits in training (match_prob 0.5) for 64 % (0.6): baseline "
                      f"{both('baseline_match0.5')}, for {both('baseline')}; the report val_acc "
                      f"{results.report['baseline']['val_acc']:.2f}, train_acc {results.report['baseline']['train_acc']:.2f}.")
-    for figure, reported, noisy, plain in (("2a", "lr_1e-3", "lr_1e-3", "bs16"), ("3c", "wd_1e-4", "wd_1e-4", "wd_1e-4_plain")):
-        if results.best(noisy) and results.best(plain):
-            def late(rows):
-                return " / ".join(f"{np.mean([row[key] for row in rows[-10:]]):.2f}" for key in ("train_acc", "val_acc"))
-            lines.append(f"- Figure {figure}, with or without noise and erasing? The report does not say. train_acc / val_acc, mean "
-                         f"of the last ten epochs: with {late(results.log[results.target[noisy]])}, without "
-                         f"{late(results.log[plain])}; the report {late(results.traced(reported))}.")
+
+    def late(rows):
+        return " / ".join(f"{np.mean([row[key] for row in rows[-10:]]):.2f}" for key in ("train_acc", "val_acc"))
+    for figure, name, plain in (("2a", "lr_1e-3", "bs16"), ("3c", "wd_1e-4", "wd_1e-4_plain"), ("4a", "cosine", "bs16")):
+        if results.best(name) and results.best(plain):
+            lines.append(f"- Figure {figure}, with or without noise and erasing? train_acc / val_acc, mean of the last ten epochs: "
+                         f"with {late(results.log[results.target[name]])}, without {late(results.log[plain])}; the report "
+                         f"{late(results.traced(name))}.")
     shares = [(row["val_acc"] - best["val_acc_conflict"]) / (best["val_acc_agree"] - best["val_acc_conflict"])
               for row, best, _ in pairs if "val_acc_agree" in best]
     if shares:
