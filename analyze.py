@@ -484,11 +484,11 @@ def differences(results):
         return ["No run that the report has a number for is done yet."]
     val = np.array([best["val_acc"] - row["val_acc"] for row, best, _ in pairs])
     train = np.array([train_acc - row["train_acc"] for row, _, train_acc in pairs if row["train_acc"] == row["train_acc"]])
-    lines = [f"- val_acc: {(abs(val) <= 1.5).sum()} of {len(val)} numbers lie within 1.5 points of the report's; on average ours "
-             f"is {val.mean():+.2f} (from {val.min():+.2f} to {val.max():+.2f})."]
+    lines = [f"- val_acc: {(abs(val) <= 1.5).sum()} of {len(val)} numbers lie within 1.5 points of the report's; the median "
+             f"difference is {np.median(val):+.2f} (from {val.min():+.2f} to {val.max():+.2f})."]
     if len(train):
-        lines.append(f"- train_acc, last epoch: on average {train.mean():+.2f} (from {train.min():+.2f} to {train.max():+.2f}, "
-                     f"{len(train)} numbers).")
+        lines.append(f"- train_acc, last epoch: the median difference is {np.median(train):+.2f} (from {train.min():+.2f} to "
+                     f"{train.max():+.2f}, {len(train)} numbers).")
     draws = {name: results.acc(name) for name in ("baseline", "baseline_data1", "baseline_data2") if results.best(name)}
     if len(draws) > 1:
         accs = list(draws.values())
@@ -514,7 +514,7 @@ def differences(results):
               for row, best, _ in pairs if "val_acc_agree" in best]
     if shares:
         lines.append("- An independent digit agrees with the label in 10 % of the validation images. Were it "
-                     f"{100 * np.mean(shares):.0f} % (from {100 * min(shares):.0f} to {100 * max(shares):.0f} over the runs), our "
+                     f"{100 * np.median(shares):.0f} % (from {100 * min(shares):.0f} to {100 * max(shares):.0f} over the runs), our "
                      "accuracies where digit and label agree and conflict would add up to the report's numbers.")
     return lines
 

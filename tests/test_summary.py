@@ -99,11 +99,13 @@ def test_where_we_differ_is_computed(folder):
     assert analyze.differences(analyze.Results(folder)) == ["No run that the report has a number for is done yet."]
     add_run(folder, "baseline", [62.0], val_acc_agree=92.0)   # the report: 64.90, 89.8 in training; ours conflicts at 60
     add_run(folder, "bs16", [70.0])                           # 70.12, no training accuracy
+    add_run(folder, "wd_5e-3", [72.4])                        # 66.40, 86.5: the median is not moved by one far away
     add_run(folder, "baseline_data1", [64.0])
     add_run(folder, "baseline_match0.5", [66.0])
     lines = analyze.differences(analyze.Results(folder))
-    assert "1 of 2 numbers lie within 1.5 points" in lines[0] and "ours is -1.51 (from -2.90 to -0.12)" in lines[0]
-    assert "on average +0.20 (from +0.20 to +0.20, 1 numbers)" in lines[1]
+    assert "1 of 3 numbers lie within 1.5 points" in lines[0]
+    assert "the median difference is -0.12 (from -2.90 to +6.00)" in lines[0]
+    assert "the median difference is +1.85 (from +0.20 to +3.50, 2 numbers)" in lines[1]
     assert "baseline 62.00, baseline_data1 64.00 (mean 63.00, standard deviation 1.41); the report 64.90" in lines[2]
     assert ("baseline val_acc 66.00, train_acc 90.00, for val_acc 62.00, train_acc 90.00; the report val_acc 64.90, "
             "train_acc 89.80") in lines[3]
