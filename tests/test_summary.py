@@ -123,6 +123,21 @@ def test_figure_3c_is_compared_with_and_without_noise_and_erasing(folder):
     assert f"with 90.00 / 60.00, without 90.00 / 61.00; the report {train_acc:.2f} / {val_acc:.2f}." in line
 
 
+def test_figure_5bs_course_is_compared(folder):
+    assert not any("Figure 5b" in line for line in analyze.differences(analyze.Results(folder)))
+    add_run(folder, "dropout_all_p0.2", [20.0] + [40.0] * 9 + [50.0] * 10)
+    add_run(folder, "warmup_cosine", [30.0] * 10 + [37.5] * 10)
+    with open(folder / "report_curves.csv") as file:
+        rows = [row for row in csv.DictReader(file) if row["run"] == "dropout_all_p0.2"]
+    start, rise = ([f"{number:{form}}" for number in numbers] for form, numbers in (
+        (".1f", [float(rows[0][key]) for key in ("train_acc", "val_acc")]),
+        ("+.1f", [sum(float(row[key]) * sign for row, sign in zip(rows[20:], [-0.1] * 10 + [0.1] * 10))
+                  for key in ("train_acc", "val_acc")])))
+    line, = (line for line in analyze.differences(analyze.Results(folder)) if "Figure 5b" in line)
+    assert len(rows) == 40 and f"the report {' / '.join(start)}, {' / '.join(rise)};" in line
+    assert "ours 90.0 / 20.0, +0.0 / +12.0; ours without dropout 90.0 / 30.0, +0.0 / +7.5." in line
+
+
 def test_the_shortcuts_figure_waits_for_its_runs(folder):
     analyze.summary(folder)
     assert not (folder / "figures" / "shortcut.png").exists()
