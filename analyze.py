@@ -510,15 +510,16 @@ def differences(results):
             lines.append(f"- Figure {figure}, with or without noise and erasing? train_acc / val_acc, mean of the last ten epochs: "
                          f"with {late(results.log[results.target[name]])}, without {late(results.log[plain])}; the report "
                          f"{late(results.traced(name))}.")
-    if results.best("dropout_all_p0.2") and results.best("warmup_cosine"):
+    if results.best("dropout_all_p0.2"):
         def course(rows):
-            mean = [{key: np.mean([row[key] for row in part]) for key in ("train_acc", "val_acc")}
-                    for part in (rows[-20:-10], rows[-10:])]
+            before, last = ({key: np.mean([row[key] for row in part]) for key in ("train_acc", "val_acc")}
+                            for part in (rows[-20:-10], rows[-10:]))
             return (f"{rows[0]['train_acc']:.1f} / {rows[0]['val_acc']:.1f}, "
-                    f"{mean[1]['train_acc'] - mean[0]['train_acc']:+.1f} / {mean[1]['val_acc'] - mean[0]['val_acc']:+.1f}")
+                    f"{last['train_acc'] - before['train_acc']:+.1f} / {last['val_acc'] - before['val_acc']:+.1f}")
+        ours = {"ours": "dropout_all_p0.2", "without warm-up": "dropout_all_p0.2_cosine", "without dropout": "warmup_cosine"}
         lines.append("- Figure 5b, dropout after every block: train_acc / val_acc in the first epoch, and how much more it is in "
-                     f"the last ten epochs than in the ten before: the report {course(results.traced('dropout_all_p0.2'))}; ours "
-                     f"{course(results.log['dropout_all_p0.2'])}; ours without dropout {course(results.log['warmup_cosine'])}.")
+                     f"the last ten epochs than in the ten before: the report {course(results.traced('dropout_all_p0.2'))}" +
+                     "".join(f"; {what} {course(results.log[name])}" for what, name in ours.items() if results.best(name)) + ".")
     shares = [(row["val_acc"] - best["val_acc_conflict"]) / (best["val_acc_agree"] - best["val_acc_conflict"])
               for row, best, _ in pairs if "val_acc_agree" in best]
     if shares:

@@ -70,13 +70,14 @@ dropout_last2_p0.2      --dropout-last 2 --dropout-p 0.2
 dropout_last3_p0.2      --dropout-last 3 --dropout-p 0.2
 # 1.6 the final model, and section 2 on it
 final
-# how much is chance: other training seeds; other splits and digits; a weaker shortcut; figure 3c without noise and erasing
+# how much is chance: other training seeds; other splits and digits; a weaker shortcut; figure 3c without noise and erasing; figure 5b without warm-up
 final_seed1             --seed 1
 final_seed2             --seed 2
 baseline_data1          $plain --bs 64 --epochs 25 --data-seed 1
 baseline_data2          $plain --bs 64 --epochs 25 --data-seed 2
 baseline_match0.5       $plain --bs 64 --epochs 25 --match-prob 0.5
 wd_1e-4_plain           $plain --epochs 40 --weight-decay 1e-4
+dropout_all_p0.2_cosine $tuned --epochs 40 --dropout-last 5 --dropout-p 0.2
 # beyond the report: the final recipe without the shortcut, with the digits shuffled, with a stronger shortcut
 match0                  --match-prob 0
 shuffle0.5              --shuffle-digits 0.5

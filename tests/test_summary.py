@@ -135,7 +135,7 @@ def test_figure_5bs_course_is_compared(folder):
                   for key in ("train_acc", "val_acc")])))
     line, = (line for line in analyze.differences(analyze.Results(folder)) if "Figure 5b" in line)
     assert len(rows) == 40 and f"the report {' / '.join(start)}, {' / '.join(rise)};" in line
-    assert "ours 90.0 / 20.0, +0.0 / +12.0; ours without dropout 90.0 / 30.0, +0.0 / +7.5." in line
+    assert "; ours 90.0 / 20.0, +0.0 / +12.0; without dropout 90.0 / 30.0, +0.0 / +7.5." in line
 
 
 def test_the_shortcuts_figure_waits_for_its_runs(folder):
