@@ -503,19 +503,24 @@ def differences(results):
                      f"{both('baseline_match0.5')}, for {both('baseline')}; the report val_acc "
                      f"{results.report['baseline']['val_acc']:.2f}, train_acc {results.report['baseline']['train_acc']:.2f}.")
 
+    def means(rows):
+        return np.array([np.mean([row[key] for row in rows]) for key in ("train_acc", "val_acc")])
+
+    def pair(values, form):
+        return " / ".join(format(value, form) for value in values)
+
     def late(rows):
-        return " / ".join(f"{np.mean([row[key] for row in rows[-10:]]):.2f}" for key in ("train_acc", "val_acc"))
+        return pair(means(rows[-10:]), ".2f")
+
+    def course(rows):
+        return pair(means(rows[:1]), ".1f") + ", " + pair(means(rows[-10:]) - means(rows[-20:-10]), "+.1f")
+
     for figure, name, plain in (("2a", "lr_1e-3", "bs16"), ("3c", "wd_1e-4", "wd_1e-4_plain"), ("4a", "cosine", "bs16")):
         if results.best(name) and results.best(plain):
             lines.append(f"- Figure {figure}, with or without noise and erasing? train_acc / val_acc, mean of the last ten epochs: "
                          f"with {late(results.log[results.target[name]])}, without {late(results.log[plain])}; the report "
                          f"{late(results.traced(name))}.")
     if results.best("dropout_all_p0.2"):
-        def course(rows):
-            before, last = ({key: np.mean([row[key] for row in part]) for key in ("train_acc", "val_acc")}
-                            for part in (rows[-20:-10], rows[-10:]))
-            return (f"{rows[0]['train_acc']:.1f} / {rows[0]['val_acc']:.1f}, "
-                    f"{last['train_acc'] - before['train_acc']:+.1f} / {last['val_acc'] - before['val_acc']:+.1f}")
         ours = {"ours": "dropout_all_p0.2", "without warm-up": "dropout_all_p0.2_cosine", "without dropout": "warmup_cosine"}
         lines.append("- Figure 5b, dropout after every block: train_acc / val_acc in the first epoch, and how much more it is in "
                      f"the last ten epochs than in the ten before: the report {course(results.traced('dropout_all_p0.2'))}" +

@@ -70,7 +70,7 @@ dropout_last2_p0.2      --dropout-last 2 --dropout-p 0.2
 dropout_last3_p0.2      --dropout-last 3 --dropout-p 0.2
 # 1.6 the final model, and section 2 on it
 final
-# how much is chance: other training seeds; other splits and digits; a weaker shortcut; figure 3c without noise and erasing; figure 5b without warm-up
+# how much is chance: other training seeds; other splits and digits; a weaker shortcut; figures 3c and 5b read otherwise
 final_seed1             --seed 1
 final_seed2             --seed 2
 baseline_data1          $plain --bs 64 --epochs 25 --data-seed 1
