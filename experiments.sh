@@ -90,6 +90,7 @@ best12                  $ours --epochs 12
 best12_lr_1e-2          $ours --epochs 12 --lr 1e-2
 best12_shuffle0         $ours --epochs 12 --shuffle-digits 0
 best12_adam             $ours --epochs 12 --optimizer adam --weight-decay 1e-4
+best12_muon             $ours --epochs 12 --optimizer muon --lr 1e-2
 best12_warmup_cosine    $ours --epochs 12 --schedule warmup_cosine --warmup-epochs 3
 best12_smoothing0       $ours --epochs 12 --label-smoothing 0
 best12_shift0           $ours --epochs 12 --shift 0

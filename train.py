@@ -32,7 +32,6 @@ import matplotlib.pyplot as plt  # noqa: E402
 EVAL_BATCH = 100     # images a forward pass in evaluation
 TRAIN_EVAL = 5000    # training images that train_acc is measured on
 WINDOW = 50          # steps averaged into one row of steps.csv
-OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
 def train(args):
@@ -145,6 +144,40 @@ def train_epoch(model, optimizer, split, transforms, bs, amp=False, label_smooth
         losses[step] = loss.detach()
         after_step(step, losses)
     return losses
+
+
+class Muon(torch.optim.AdamW):
+    """AdamW, but for the kernels of convolutions, whose step is their momentum (0.95, Nesterov) made orthogonal, as a
+    matrix [out, in*h*w], and scaled to the size of AdamW's steps, so that lr and weight_decay mean the same (K. Jordan,
+    *Muon*, 2024; J. Liu et al., *Muon is scalable for LLM training*, 2025). torch.optim.Muon takes matrices only, and
+    computes in bfloat16, which most CPUs only emulate."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        kernels = [(p, p.grad, group) for group in self.param_groups for p in group["params"] if p.ndim == 4]
+        for p, _, _ in kernels:
+            p.grad = None  # AdamW passes by what has no gradient
+        super().step(closure)
+        for p, grad, group in kernels:
+            if not self.state[p]:  # AdamW can't load a state without a step
+                self.state[p] = {"step": torch.zeros(()), "momentum": torch.zeros_like(p)}
+            momentum = self.state[p]["momentum"].lerp_(grad, 0.05)
+            update = orthogonal(grad.lerp(momentum, 0.95).flatten(1))
+            p.mul_(1 - group["lr"] * group["weight_decay"])
+            p.sub_(update.view_as(p), alpha=group["lr"] * 0.2 * max(update.shape) ** 0.5)
+
+
+def orthogonal(matrix):
+    """The matrix [n,m] with its singular values brought near 1 (0.7 to 1.2), by five Newton-Schulz iterations."""
+    x = matrix / matrix.norm().clamp(min=1e-7)
+    x = x if len(x) <= len(x.T) else x.T
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x if x.shape == matrix.shape else x.T
+
+
+OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "muon": Muon}
 
 
 @torch.inference_mode()
@@ -309,8 +342,8 @@ def parse_args(argv=None):
     flag("--epochs", "passes over the training images", type=positive, default=60)
     flag("--lr", "learning rate, at its highest", type=number(float, 0, open_low=True), default=1e-3)
     flag("--lr-min", "learning rate at the end of cosine, warmup_cosine and onecycle", type=amount, default=1e-5)
-    flag("--optimizer", "adam (weight decay as L2 in the gradient) or adamw (decoupled)", choices=OPTIMIZERS, metavar="NAME",
-         default="adam")
+    flag("--optimizer", "adam (weight decay as L2 in the gradient), adamw (decoupled), or muon (adamw, with the steps of\n"
+         "the convolutions made orthogonal)", choices=OPTIMIZERS, metavar="NAME", default="adam")
     flag("--weight-decay", "weight decay", type=amount, default=1e-3)
     flag("--schedule", "learning-rate schedule: " + ", ".join(SCHEDULES), choices=SCHEDULES, metavar="NAME",
          default="warmup_cosine")

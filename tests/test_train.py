@@ -118,6 +118,37 @@ def test_one_step_is_adam_on_the_augmented_batch(data_dir, tmp_path, optimizer):
         torch.testing.assert_close(trained[name], expected, rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("shape", [(4, 7), (16, 147), (80, 576), (10, 3), (6, 6)])
+def test_orthogonal_keeps_the_singular_vectors_and_evens_the_values(shape):
+    matrix = torch.randn(shape)
+    u, _, vt = torch.linalg.svd(matrix, full_matrices=False)
+    values = u.T @ train.orthogonal(matrix) @ vt.T
+    torch.testing.assert_close(values, values.diag().diag(), rtol=0, atol=2e-4)
+    if shape != (6, 6):  # a square matrix can have values so close to 0 that five iterations don't lift them
+        assert 0.6 < values.diag().min() and values.diag().max() < 1.25
+
+
+def test_muon_is_torchs_on_the_kernels_and_adamw_on_the_rest():
+    """Three steps beside torch.optim.Muon (which rounds to bfloat16) on the flattened kernels, and AdamW."""
+    net, settings = CNN(0), {"lr": 1e-2, "weight_decay": 0.5}
+    flat = {name: p.detach().clone().flatten(1) if p.ndim == 4 else p.detach().clone() for name, p in net.named_parameters()}
+    start = {name: p.clone() for name, p in flat.items()}
+    kernels = [flat[name] for name, p in net.named_parameters() if p.ndim == 4]
+    others = [flat[name] for name, p in net.named_parameters() if p.ndim != 4]
+    optimizers = (torch.optim.Muon(kernels, adjust_lr_fn="match_rms_adamw", **settings),
+                  torch.optim.AdamW(others, **settings))
+    ours = train.Muon(net.to(memory_format=torch.channels_last).parameters(), fused=True, **settings)
+    for _ in range(3):
+        for name, p in net.named_parameters():
+            p.grad = torch.randn_like(p)
+            flat[name].grad = p.grad.reshape(flat[name].shape).clone()
+        for optimizer in (ours, *optimizers):
+            optimizer.step()
+    for name, p in net.named_parameters():
+        difference = (p.detach().reshape(flat[name].shape) - flat[name]).norm() / (flat[name] - start[name]).norm()
+        assert difference < (0.02 if p.ndim == 4 else 1e-5), name
+
+
 # ---------------------------------------------------------------- evaluation
 def test_evaluation_is_in_evaluation_mode_and_changes_nothing(data_dir):
     net, val = CNN(5, 0.5).train(), data.load_splits(data_dir).val
@@ -164,7 +195,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(whole, data_dir, tmp_path, monke
 
 
 def test_a_schedule_that_goes_by_batches_resumes_too(data_dir, tmp_path, monkeypatch):
-    flags = ("--schedule", "onecycle", "--optimizer", "adamw", "--lr", "0.005", "--shuffle-digits", "1", "--shift", "2",
+    flags = ("--schedule", "onecycle", "--optimizer", "muon", "--lr", "0.005", "--shuffle-digits", "1", "--shift", "2",
              "--small-epochs", "3")
     call(data_dir, tmp_path / "whole", *flags)
     rates = [float(row["lr"]) for row in rows(tmp_path / "whole")]
