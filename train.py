@@ -149,8 +149,8 @@ def train_epoch(model, optimizer, split, transforms, bs, amp=False, label_smooth
 class Muon(torch.optim.AdamW):
     """AdamW, but for the kernels of convolutions, whose step is their momentum (0.95, Nesterov) made orthogonal, as a
     matrix [out, in*h*w], and scaled to the size of AdamW's steps, so that lr and weight_decay mean the same (K. Jordan,
-    *Muon*, 2024; J. Liu et al., *Muon is scalable for LLM training*, 2025). torch.optim.Muon takes matrices only, and
-    computes in bfloat16, which most CPUs only emulate."""
+    *Muon: an optimizer for hidden layers in neural networks*, 2024; J. Liu et al., *Muon is scalable for LLM training*,
+    2025). torch.optim.Muon takes matrices only, and computes in bfloat16, which most CPUs only emulate."""
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -173,7 +173,8 @@ def orthogonal(matrix):
     x = x if len(x) <= len(x.T) else x.T
     for _ in range(5):
         gram = x @ x.T
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+        polynomial = torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+        x = torch.addmm(x, polynomial, x, beta=3.4445)
     return x if x.shape == matrix.shape else x.T
 
 
