@@ -24,7 +24,7 @@ from torchvision.utils import save_image
 
 from data import COMPOSITES, DIGIT, apply, augmentation, load_splits, read_images
 from model import CNN
-from train import EVAL_BATCH, evaluate, parse_args as parse_train_args, percent, predict, score, what_trains
+from train import EVAL_BATCH, differing, evaluate, parse_args as parse_train_args, percent, predict, score
 from utils import UserError, atomic, load_checkpoint, load_weights, number, pick_device, read_csv, run, write_csv, write_text
 
 matplotlib.use("Agg")
@@ -378,15 +378,12 @@ class Results:
         self.report = {row["run"]: row for row in read_csv(folder / "report.csv")}
         self.curves = read_csv(folder / "report_curves.csv")
         self.args, self.log = {}, {}
-        defaults = what_trains(parse_train_args([]))
         for name in dict.fromkeys(self.target.values()):
             path = folder / name / "log.csv"
             if not path.exists():
                 continue
-            args = {**defaults, **json.loads(path.with_name("args.json").read_text())}  # a newer flag had its default
-            listed = what_trains(parse_train_args(self.flags[name].split()))
-            as_listed = all(args[key] == value for key, value in listed.items() if key != "amp")
-            log = read_csv(path)
+            args, log = json.loads(path.with_name("args.json").read_text()), read_csv(path)
+            as_listed = set(differing(args, parse_train_args(self.flags[name].split()))) <= {"amp"}
             if as_listed and len(log) == args["epochs"] and args["data"] == COMPOSITES:
                 self.args[name], self.log[name] = args, log
 

@@ -233,21 +233,25 @@ def what_trains(args):
             if key not in ("out", "data_dir", "device", "resume", "overwrite")}
 
 
+def differing(there, args):
+    """The settings in which a run's args.json, `there`, is not what `args` ask for: {flag: (value there, value here)}."""
+    there = {**what_trains(parse_args([])), **there}  # a flag that is newer than the run had its default
+    return {key: (there[key], value) for key, value in what_trains(args).items() if there[key] != value}
+
+
 def claim(out, args):
     """Look at what `out` holds. Returns the state to resume from, or None for a fresh start; exits where the run is
     finished (0) or where another run's results would be lost (2)."""
     if args.overwrite or not ((out / "log.csv").exists() or (out / "last.pt").exists()):
         return None
     try:
-        there = json.loads((out / "args.json").read_text())
-        there = {**what_trains(parse_args([])), **there}  # a flag that is newer than the run had its default
+        others = differing(json.loads((out / "args.json").read_text()), args)
     except (FileNotFoundError, ValueError):
         raise UserError(f"{out / 'args.json'} is missing or damaged, so {out} cannot be told from another run; "
                         f"--overwrite starts again") from None
-    differing = [f"{key} {there.get(key)} there, {value} here" for key, value in what_trains(args).items()
-                 if there.get(key) != value]
-    if differing:
-        refuse(f"{out} holds another run ({'; '.join(differing)}): choose another --out, or --overwrite")
+    if others:
+        others = "; ".join(f"{key} {value} there, {asked} here" for key, (value, asked) in others.items())
+        refuse(f"{out} holds another run ({others}): choose another --out, or --overwrite")
     log = read_csv(out / "log.csv") if (out / "log.csv").exists() else []
     if len(log) == args.epochs:
         best = max(log, key=lambda row: row["val_acc"])
