@@ -73,6 +73,8 @@ def test_the_yardstick_comes_from_the_seeds(folder):
     add_run(folder, "final_seed2", [73.1])
     assert analyze.noise_of(analyze.Results(folder))[0] == pytest.approx(2 * 2 ** 0.5 * 0.1)  # sd of 73.0, 72.9, 73.1
     assert verdicts(folder)["batch size 16 beats 32"] == "holds"
+    assert ("- Other training seeds, the same recipe: final 73.00, final_seed1 72.90, final_seed2 73.10 (mean 73.00, standard "
+            "deviation 0.10); the report 73.08.") in analyze.differences(analyze.Results(folder))
 
 
 def test_the_page_shows_ours_the_reports_and_what_is_missing_and_is_the_same_twice(folder):
