@@ -24,7 +24,7 @@ from torchvision.utils import save_image
 
 from data import COMPOSITES, DIGIT, apply, augmentation, load_splits, read_images
 from model import CNN
-from train import EVAL_BATCH, differing, evaluate, parse_args as parse_train_args, percent, predict, score
+from train import EVAL_BATCH, differing, parse_args as parse_train_args, percent, predict, score
 from utils import UserError, atomic, load_checkpoint, load_weights, number, pick_device, read_csv, run, write_csv, write_text
 
 matplotlib.use("Agg")
@@ -88,6 +88,12 @@ def selectivity_lines(layer, norms, untrained, classes):
             f"layer{layer}_selectivity_median_untrained {np.median(selectivity(untrained)):.4f}",
             *(f"layer{layer}_expert filter {i + 1} {classes[int(norms[i].argmax())]} {index[i]:.4f}"
               for i in np.argsort(-index, kind="stable")[:5])]
+
+
+def mirror_acc(model, split, logits):
+    """Accuracy (percent) where each image's probabilities, those of `logits`, are averaged with its mirror image's."""
+    mirrored = predict(model, split.images, augmentation(flip=1))
+    return percent((logits.softmax(1) + mirrored.softmax(1)).argmax(1) == split.labels)
 
 
 # ---------------------------------------------------------------- the shortcut
@@ -677,10 +683,13 @@ def analyze(args):
     lines = [f"source {source}"]
     if "epoch" in checkpoint:
         lines += [f"epoch {checkpoint['epoch']}"]
-    lines += [f"val_acc {scores['acc']:.2f} ({len(val.labels)} images)"]
+    lines += [f"val_acc {scores['acc']:.2f} ({len(val.labels)} images)",
+              f"val_acc_mirror {mirror_acc(model, val, logits):.2f} (probabilities averaged with the mirror image's)"]
     if splits.test:
         test = splits.test.to(device)
-        lines += [f"test_acc {evaluate(model, test, NO_AUGMENT)['acc']:.2f} ({len(test.labels)} images)"]
+        test_logits = predict(model, test.images, NO_AUGMENT)
+        lines += [f"test_acc {score(test_logits, test)['acc']:.2f} ({len(test.labels)} images)",
+                  f"test_acc_mirror {mirror_acc(model, test, test_logits):.2f}"]
     for layer in sorted({1, 5, *layers}):
         lines += selectivity_lines(layer, norms[layer - 1], untrained[layer - 1], classes)
     if digits_known:

@@ -70,6 +70,18 @@ def test_selectivity_closed_forms():
     np.testing.assert_allclose(analyze.selectivity(norms), [0, 1, 0.5, 0, (8 - 1) / (8 + 1)])
 
 
+def test_the_mirror_accuracy_against_an_image_at_a_time(checkpoint, data_dir):
+    net, val = load(checkpoint), data.load_splits(data_dir).val
+    x = data.Normalize()(val.images / 255)
+    with torch.no_grad():
+        net.fc.bias -= net(x).mean(0)  # else it sees one class everywhere
+        both = [net(one[None]).softmax(1) + net(one[None].flip(3)).softmax(1) for one in x]
+        logits = net(x)
+    hits = sum(int(p.argmax()) == int(label) for p, label in zip(both, val.labels))
+    assert 0 < hits < len(both) and analyze.mirror_acc(net, val, logits) == pytest.approx(100 * hits / len(both))
+    assert hits != int((logits.argmax(1) == val.labels).sum())  # else this test could not tell it from the plain accuracy
+
+
 def test_it_writes_what_it_says(checkpoint, data_dir, tmp_path, monkeypatch, capsys):
     call(monkeypatch, "--ckpt", checkpoint, "--layer", "first", "2", "--out", tmp_path, "--data-dir", data_dir)
     names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")}
