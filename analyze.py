@@ -413,16 +413,23 @@ def table(header, rows):
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (header, ["---"] * len(header), *rows)) + "\n"
 
 
+SEEDS = ("final", "final_seed1", "final_seed2")  # one recipe, three training seeds
+DRAWS = ("baseline", "baseline_data1", "baseline_data2")  # one recipe, three draws of the splits and digits
+
+
+def spread(accs):
+    return f"(mean {np.mean(accs):.2f}, standard deviation {np.std(accs, ddof=1):.2f})"
+
+
 def noise_of(results):
     """The yardstick, in points: what two runs of one recipe differ by, in one case of twenty. From the seeds of the
     final recipe; until they have run, from the sampling error of 5,000 images at 73 %. Returns (points, its origin)."""
-    accs = [results.acc(name) for name in ("final", "final_seed1", "final_seed2")]
+    accs = [results.acc(name) for name in SEEDS]
     if None in accs:
         points = 2 * 2 ** 0.5 * 100 * (0.73 * 0.27 / 5000) ** 0.5
         return points, "the sampling error of 5,000 images (the final recipe's three seeds are not all run yet)"
     return 2 * 2 ** 0.5 * float(np.std(accs, ddof=1)), (
-        "the final recipe's seeds 0, 1, 2: " + ", ".join(f"{a:.2f}" for a in accs) +
-        f" (mean {np.mean(accs):.2f}, standard deviation {np.std(accs, ddof=1):.2f})")
+        "the final recipe's seeds 0, 1, 2: " + ", ".join(f"{a:.2f}" for a in accs) + f" {spread(accs)}")
 
 
 def claims(results, folder, noise):
@@ -499,13 +506,11 @@ def differences(results):
     if len(train):
         lines.append(f"- train_acc, last epoch: the median difference is {np.median(train):+.2f} (from {train.min():+.2f} to "
                      f"{train.max():+.2f}, {len(train)} numbers).")
-    for what, runs in (("Other held-out images and other digits", ("baseline", "baseline_data1", "baseline_data2")),
-                       ("Other training seeds", ("final", "final_seed1", "final_seed2"))):
+    for what, runs in (("Other held-out images and other digits", DRAWS), ("Other training seeds", SEEDS)):
         accs = {name: results.acc(name) for name in runs if results.best(name)}
         if runs[0] in accs and len(accs) > 1:
             lines.append(f"- {what}, the same recipe: " + ", ".join(f"{name} {acc:.2f}" for name, acc in accs.items()) +
-                         f" (mean {np.mean(list(accs.values())):.2f}, standard deviation "
-                         f"{np.std(list(accs.values()), ddof=1):.2f}); the report {results.report[runs[0]]['val_acc']:.2f}.")
+                         f" {spread(list(accs.values()))}; the report {results.report[runs[0]]['val_acc']:.2f}.")
     if results.best("baseline") and results.best("baseline_match0.5"):
         def both(name):
             return f"val_acc {results.acc(name):.2f}, train_acc {results.log[name][-1]['train_acc']:.2f}"
