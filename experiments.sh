@@ -87,6 +87,7 @@ match0.9_shuffle1       --match-prob 0.9 --shuffle-digits 1
 # a recipe of our own, and at 12 epochs what each of its parts gives: one is changed back, or away, in each run
 best                    $ours --epochs 50
 best_muon               $ours --epochs 50 --optimizer muon --lr 1e-2
+best_muon_wd_1e-2       $ours --epochs 50 --optimizer muon --lr 1e-2 --weight-decay 0.01
 best12                  $ours --epochs 12
 best12_lr_1e-2          $ours --epochs 12 --lr 1e-2
 best12_shuffle0         $ours --epochs 12 --shuffle-digits 0
