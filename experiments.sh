@@ -88,6 +88,7 @@ match0.9_shuffle1       --match-prob 0.9 --shuffle-digits 1
 best                    $ours --epochs 50
 best_muon               $ours --epochs 50 --optimizer muon --lr 1e-2
 best_muon_wd_1e-2       $ours --epochs 50 --optimizer muon --lr 1e-2 --weight-decay 0.01
+best_muon_shift2        $ours --epochs 60 --optimizer muon --lr 1e-2 --weight-decay 0.01 --shift 2
 best12                  $ours --epochs 12
 best12_lr_1e-2          $ours --epochs 12 --lr 1e-2
 best12_shuffle0         $ours --epochs 12 --shuffle-digits 0
