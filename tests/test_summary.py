@@ -5,7 +5,9 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 import analyze
@@ -69,12 +71,19 @@ def test_the_experts_need_both_controls(folder, first, last, before, verdict):
 
 def test_the_yardstick_comes_from_the_seeds(folder):
     assert analyze.noise_of(analyze.Results(folder))[0] == pytest.approx(2 * 2 ** 0.5 * 100 * (0.73 * 0.27 / 5000) ** 0.5)
-    add_run(folder, "final_seed1", [72.9])
-    add_run(folder, "final_seed2", [73.1])
-    assert analyze.noise_of(analyze.Results(folder))[0] == pytest.approx(2 * 2 ** 0.5 * 0.1)  # sd of 73.0, 72.9, 73.1
+    add_run(folder, "final_seed1", [72.95])
+    add_run(folder, "final_seed2", [73.05])
+    assert analyze.noise_of(analyze.Results(folder))[0] == pytest.approx(4.30 * 2 ** 0.5 * 0.05)  # sd of 73, 72.95, 73.05
     assert verdicts(folder)["batch size 16 beats 32"] == "holds"
-    assert ("- Other training seeds, the same recipe: final 73.00, final_seed1 72.90, final_seed2 73.10 (mean 73.00, standard "
-            "deviation 0.10); the report 73.08.") in analyze.differences(analyze.Results(folder))
+    assert ("- Other training seeds, the same recipe: final 73.00, final_seed1 72.95, final_seed2 73.05 (mean 73.00, standard "
+            "deviation 0.05); the report 73.08.") in analyze.differences(analyze.Results(folder))
+
+
+def test_two_runs_of_one_recipe_differ_by_more_than_the_yardstick_once_in_twenty():
+    rng = np.random.default_rng(0)
+    draws = rng.normal(73, 0.3, (5000, 5))  # three seeds, and two runs more
+    points = np.array([analyze.noise_of(SimpleNamespace(acc=dict(zip(analyze.SEEDS, seeds)).get))[0] for seeds in draws[:, :3]])
+    assert (abs(draws[:, 3] - draws[:, 4]) > points).mean() == pytest.approx(0.05, abs=0.01)
 
 
 def test_the_page_shows_ours_the_reports_and_what_is_missing_and_is_the_same_twice(folder):
