@@ -708,8 +708,8 @@ def analyze(args):
         for layer in (1, 5):
             more = selectivity(by_digit[layer - 1]) > selectivity(norms[layer - 1])
             lines.append(f"layer{layer}_filters_more_selective_for_digit {more.sum()} of {len(more)}")
-    print("\n".join(lines), flush=True)
     write_text(out / "analysis.txt", "\n".join(lines) + "\n")
+    print("\n".join(lines), flush=True)
 
     draw_filters(model.conv1.weight.detach().cpu(), out)
     for layer in layers:
