@@ -22,7 +22,7 @@ tuned="--schedule cosine --dropout-last 0"                       # section 1.3: 
 wide="--erase-scale 0.02 0.1"
 ours="--bs 32 --lr 5e-3 --lr-min 0 --optimizer adamw --weight-decay 0.05 --schedule onecycle"   # beyond the report
 ours="$ours --label-smoothing 0.1 --shuffle-digits 1 --shift 1 --noise 0 --erase 0 --dropout-last 0"
-fast="$ours --epochs 4 --optimizer muon --lr 1.5e-2 --shift 0 --small-epochs 2"
+fast="$ours --bs 64 --epochs 4 --optimizer muon --lr 2e-2 --shift 0 --small-epochs 2"
 
 runs() {  # name, flags; "name = other" is the same run under a second name
     cat <<TABLE
