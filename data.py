@@ -327,11 +327,12 @@ class Normalize:
     """(x - mean) / std for each channel."""
 
     def __init__(self, mean=MEAN, std=STD):
-        self.mean, self.std = mean, std
+        self.mean, self.std = (torch.tensor(v).view(1, -1, 1, 1) for v in (mean, std))
 
     def __call__(self, x):
-        mean, std = (torch.tensor(v, device=x.device).view(1, -1, 1, 1) for v in (self.mean, self.std))
-        return (x - mean) / std
+        if self.mean.device != x.device:
+            self.mean, self.std = self.mean.to(x.device), self.std.to(x.device)
+        return (x - self.mean) / self.std
 
 
 class GaussianNoise:

@@ -8,6 +8,7 @@
 #   sbatch --array=0-N experiments.sh  on a SLURM cluster: a run a task; --list prints N
 #
 #   JOBS=2        run several at once (each gets its share of the cores, and a GPU of its own where there are as many)
+#   COMPILE=1     torch.compile the network, for a GPU
 #   EPOCHS= LIMIT=   shrink every run to a trial, in results/trial/NAME: real results are not touched
 #   DATA_DIR=     folder of the data (default: data)      PYTHON=   the interpreter (default: python)
 set -u
@@ -131,7 +132,7 @@ finished() {  # name flags: the log has a row for every epoch, and the command w
 
 run_one() {  # name flags
     local out=$results/$1
-    "$PYTHON" train.py --resume --out "$out" $2 || return
+    "$PYTHON" train.py --resume --out "$out" $2 ${COMPILE:+--compile} || return
     case $out in results/final | results/best) "$PYTHON" analyze.py --ckpt "$out/best.pt" || return ;; esac
     echo "$2" > "$out/flags.txt"   # last: marks it as finished
 }

@@ -31,7 +31,7 @@ def make_schedule(name, optimizer, epochs, lr_min=1e-5, warmup_epochs=10, start_
         cosine = CosineAnnealingLR(optimizer, epochs - warmup_epochs, lr_min)
         return SequentialLR(optimizer, [warmup, cosine], milestones=[warmup_epochs])
     if name == "onecycle":
-        lr = optimizer.param_groups[0]["lr"]
+        lr = float(optimizer.param_groups[0]["lr"])
         return OneCycleLR(optimizer, lr, epochs * batches, pct_start=0.25, anneal_strategy="linear", cycle_momentum=False,
                           div_factor=1 / start_factor, final_div_factor=start_factor * lr / max(lr_min, 1e-12))
     raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {name}")

@@ -3,8 +3,8 @@
     python tests/bench.py        about 6 minutes on 2 cores; needs a quiet machine and the data (--data-dir)
 
 Prints, and writes to results/bench.csv: images/s at batch 16 and 64, fp32 and bfloat16 (median of the rounds; the two
-loops take turns); the step's GFLOP/s as a share of this machine's matrix product in that precision; peak memory and
-the seconds from start to the first step of train.py.
+loops take turns); the step's GFLOP/s as a share of this machine's matrix product in that precision; peak memory (a
+GPU's own, where there is one) and the seconds from start to the first step of train.py.
 """
 import argparse
 import os
@@ -76,27 +76,30 @@ class Ours:
     """train.py's epoch."""
 
     def __init__(self, split, bs, amp, device):
-        self.split, self.bs, self.amp, self.device = split, bs, amp, device
+        self.split, self.bs, self.device = split, bs, device
         self.model = CNN().to(device, memory_format=torch.channels_last)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3, weight_decay=1e-3, fused=True)
+        optimizer = train.make_optimizer("adam", self.model.train(), lr=1e-3, weight_decay=1e-3)
+        self.step = train.make_step(self.model, optimizer, amp)
         self.transforms = data.augmentation(flip=0.5, noise=0.05, erase=0.3)
 
     def images_per_s(self, seconds):
         def go(n):
-            train.train_epoch(self.model, self.optimizer, self.split.first(n * self.bs), self.transforms, self.bs, self.amp)
+            train.train_epoch(self.step, self.split.first(n * self.bs), self.transforms, self.bs)
             synchronize(self.device)
         go(5)
+        steps = 20 if self.device.type == "cpu" else len(self.split.labels) // self.bs
         images, start = 0, time.perf_counter()
         while time.perf_counter() - start < seconds:
-            go(20)
-            images += 20 * self.bs
+            go(steps)
+            images += steps * self.bs
         return images / (time.perf_counter() - start)
 
 
 def matmul_gflops(dtype, device):
-    """The best of the sizes 512, 1024, 2048; larger ones only while they are quick (emulated bfloat16 is not)."""
+    """The best of some sizes; larger ones only while they are quick (emulated bfloat16 is not). On a GPU fp32 means TF32,
+    which is what its convolutions use."""
     best, seconds = 0.0, 0.0
-    for n in (512, 1024, 2048):
+    for n in (512, 1024, 2048) if device.type == "cpu" else (2048, 4096, 8192):
         a, b = torch.randn(n, n, device=device, dtype=dtype), torch.randn(n, n, device=device, dtype=dtype)
         for _ in range(6):
             if seconds > 1:
@@ -139,10 +142,14 @@ def main():
     parser.add_argument("--rounds", type=int, default=3, help="measurements, of which the median counts (default: 3)")
     parser.add_argument("--out", default="results/bench.csv", help="default: %(default)s")
     args = parser.parse_args()
+    torch.backends.cuda.matmul.allow_tf32 = True
     device = pick_device(args.device)
+    if device.type == "cuda":
+        torch.cuda.set_stream(torch.cuda.Stream())  # as train.py does
 
     seconds, memory = start_and_memory(args)
-    split = data.load_splits(args.data_dir).train.first(4000)
+    whole = data.load_splits(args.data_dir).train
+    split = whole.first(4000)
     hardware = f"{device_name(device)}, torch {torch.__version__}"
     print(f"hardware {hardware}\nseconds_to_first_step {seconds:.1f}\npeak_memory_gb {memory:.2f}", flush=True)
     gflop, rows = step_gflop_per_image(), []
@@ -150,7 +157,7 @@ def main():
         for i, (image, label) in enumerate(zip(split.images, split.labels.tolist())):
             Path(folder, str(label)).mkdir(exist_ok=True)
             save_image(image / 255, Path(folder, str(label), f"{i}.png"))
-        split = split.to(device)
+        split = (split if device.type == "cpu" else whole).to(device)
         for bs in (16, 64):
             speeds = {workers: Ordinary(folder, bs, False, workers, device).images_per_s(args.seconds) for workers in WORKERS}
             workers = max(speeds, key=speeds.get)
@@ -159,7 +166,11 @@ def main():
                 loops = Ordinary(folder, bs, amp, workers, device), Ours(split, bs, amp, device)
                 rounds = [[loop.images_per_s(args.seconds) for loop in loops] for _ in range(args.rounds)]
                 ordinary, ours = (statistics.median(values) for values in zip(*rounds))
+                if device.type == "cuda":
+                    memory = torch.cuda.max_memory_allocated() / 1e9
                 peak = matmul_gflops(dtype, device)
+                if device.type == "cuda":
+                    torch.cuda.reset_peak_memory_stats()
                 rows.append({"bs": bs, "precision": "bf16" if amp else "fp32", "ordinary_workers": workers,
                              "ordinary_images_per_s": round(ordinary), "images_per_s": round(ours),
                              "times_ordinary": round(ours / ordinary, 2), "gflop_per_s": round(ours * gflop, 1),

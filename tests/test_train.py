@@ -169,6 +169,53 @@ def test_groups_are_nan_where_digits_are_unknown(data_dir):
     assert all(math.isnan(metrics[key]) for key in ("acc_agree", "acc_conflict", "follows_digit"))
 
 
+# ---------------------------------------------------------------- on a GPU
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@gpu
+@pytest.mark.parametrize("optimizer", train.OPTIMIZERS)
+def test_gpu_the_graph_gives_the_plain_loops_losses(data_dir, optimizer):
+    """Two epochs of 22 batches of 16 and one of 8, with a learning rate that changes in between."""
+    torch.backends.cudnn.deterministic = True
+    torch.cuda.set_stream(torch.cuda.Stream())
+    split = data.load_splits(data_dir).train.to("cuda")
+    losses = []
+    for graphed in (False, True):
+        torch.manual_seed(0)
+        net = CNN().to("cuda", memory_format=torch.channels_last).train()
+        adam = train.make_optimizer(optimizer, net, lr=1e-3)
+        step = train.make_step(net, adam)
+        for factor in (1, 0.5):
+            adam.param_groups[0]["lr"].mul_(factor)
+            losses.append(train.train_epoch(step if graphed else step.step, split, data.augmentation(noise=0.05, erase=0.3), 16))
+        assert len(step.graphs) == graphed  # batches of 16; of 8 there are too few to record
+    assert len(losses[0]) == 23 and losses[0].std() > 0.01
+    torch.testing.assert_close(losses[2:], losses[:2], rtol=1e-4, atol=1e-4)
+
+
+@gpu
+def test_gpu_a_stopped_run_resumes(data_dir, tmp_path, monkeypatch):
+    flags = ("--device", "cuda", "--bs", "16", "--optimizer", "muon", "--schedule", "onecycle", "--small-epochs", "1")
+    call(data_dir, tmp_path / "whole", *flags)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "draw_curves", lambda *args: None)
+        original, epochs = train.write_logs, []
+
+        def write_logs(*args):
+            original(*args)
+            epochs.append(1)
+            if len(epochs) == 2:
+                raise KeyboardInterrupt
+        patch.setattr(train, "write_logs", write_logs)
+        with pytest.raises(KeyboardInterrupt):
+            call(data_dir, tmp_path / "r", *flags)
+    assert len(rows(tmp_path / "r")) == 2
+    call(data_dir, tmp_path / "r", *flags, "--resume")
+    resumed, whole = ([float(row["train_loss"]) for row in rows(tmp_path / name)] for name in ("r", "whole"))
+    assert resumed == pytest.approx(whole, rel=1e-3)
+
+
 # ---------------------------------------------------------------- stop and resume
 @pytest.mark.parametrize("stop_in", ["training", "evaluation", "before last.pt", "before log.csv"])
 def test_a_stopped_run_resumes_to_the_same_bits(whole, data_dir, tmp_path, monkeypatch, stop_in):
