@@ -617,7 +617,8 @@ def summary(folder):
             "Made by `python analyze.py --summary results` from the runs' CSVs; nothing is typed in by hand.\n",
             f"- {len(listed) - len(waiting)} of {len(listed)} runs are done, each in full: all epochs, 45,000 training and "
             f"5,000 validation composites, seed 0 unless its name says otherwise.",
-            f"- Run on: {'; '.join(machines)}.",
+            f"- Run on: {'; '.join(machines)}. The seconds are those of a machine that most runs shared with others. A CPU and "
+            "a GPU draw different numbers from one seed.",
             f"- Not run yet: {', '.join(waiting) or 'none'}.",
             f"- \"Within noise\" is {noise:.2f} points: two runs of one recipe differ by more in one case of twenty. From {origin}.",
             "- `report` is what the report states, or shows in a figure (traced, +-0.1); `difference` is ours minus it. "
@@ -636,15 +637,16 @@ def summary(folder):
             if results.target[name] != name:
                 flags = f"the same run as {results.target[name]}"
             if best is None:
-                rows.append([name, flags, "", "not run yet", "", "", "", "", reported, ""])
+                rows.append([name, flags, "", "not run yet", "", "", "", "", "", reported, ""])
                 continue
             log, args = results.log[results.target[name]], results.args[results.target[name]]
             rows.append([name, flags, args["epochs"], f"{best['val_acc']:.2f} ({best['epoch']:.0f})",
                          f"{log[-1]['val_acc']:.2f}", f"{log[-1]['train_acc']:.2f}", f"{best['val_acc_conflict']:.2f}",
-                         f"{np.median([row['seconds'] for row in log]):.0f}" + (" (amp)" if args["amp"] else ""),
+                         f"{np.median([row['seconds'] for row in log]):.3g}" + (" (amp)" if args["amp"] else ""),
+                         args["hardware"],
                          reported, f"{best['val_acc'] - report['val_acc']:+.2f}" if report else ""])
         page += [f"## {title}\n", table(["run", "flags", "epochs", "best val_acc (epoch)", "final val_acc", "train_acc",
-                                         "val_acc, digit conflicts", "s an epoch", "report", "difference"], rows)]
+                                         "val_acc, digit conflicts", "s an epoch", "on", "report", "difference"], rows)]
     page += ["## The report's claims\n", table(["section", "claim", "measured", "verdict"], claims(results, folder, noise))]
     page += ["## Where we differ from the report\n", *differences(results), "\n## Figures\n"]
     figures = {}
