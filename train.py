@@ -148,9 +148,11 @@ def train_epoch(step, split, transforms, bs, after_step=lambda i, losses: None):
 
 
 def make_optimizer(name, model, lr, weight_decay=0.0):
-    cuda = next(model.parameters()).is_cuda
-    lr = torch.tensor(lr, device="cuda") if cuda else lr  # the schedule writes it where a recorded step reads it
-    return OPTIMIZERS[name](model.parameters(), lr=lr, weight_decay=weight_decay, fused=True, capturable=cuda)
+    """One of OPTIMIZERS. On a GPU its lr is a tensor, which the schedule writes to and a recorded step reads from."""
+    device = next(model.parameters()).device
+    cuda = device.type == "cuda"
+    return OPTIMIZERS[name](model.parameters(), lr=torch.tensor(lr, device=device) if cuda else lr,
+                            weight_decay=weight_decay, fused=True, capturable=cuda)
 
 
 def make_step(model, optimizer, amp=False, label_smoothing=0.0, compiled=False):
@@ -415,8 +417,8 @@ def parse_args(argv=None):
     flag("--erase", "probability of RandomErasing", type=share, default=0.3)
     flag("--erase-scale", "lowest and highest share of the image that is erased", type=share, nargs=2,
          metavar=("LOW", "HIGH"), default=[0.02, 0.05])
-    flag("--shuffle-digits", "probability that an image's digit is exchanged for another image's, within its batch;\n"
-         "breaks the shortcut", type=share, default=0.0)
+    flag("--shuffle-digits", "probability that an image's digit is exchanged for another image's, within its batch\n"
+         "(on a GPU, 64 batches); breaks the shortcut", type=share, default=0.0)
     flag("--shift", "the picture, not the digit, moves by up to N pixels each way", type=number(int, 0, 12), default=0)
     flag("--small-epochs", "train the first N epochs on images shrunk to --small-size: faster", type=number(int, 0), default=0)
     flag("--small-size", "height and width of those images, pixels", type=number(int, 8), default=24)
