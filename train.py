@@ -41,6 +41,8 @@ def train(args):
     device = pick_device(args.device)
     if device.type == "cuda":
         torch.cuda.set_stream(torch.cuda.Stream(device))  # a CUDA graph can't be recorded on the default one
+    elif args.compile:
+        refuse("--compile is for NVIDIA GPUs only; leave it out")
     state = claim(out, args)
     splits = load_splits(args.data_dir, args.match_prob, args.data_seed)
     train_set, val_set = splits.train.first(args.limit).to(device), splits.val.to(device)
@@ -435,7 +437,7 @@ def parse_args(argv=None):
     flag("--out", "folder of the results", metavar="DIR", default="results/final")
     flag("--device", "auto (cuda, mps or cpu), or a torch device", default="auto")
     flag("--amp", "bfloat16 autocast (slower than without on a CPU that lacks its instructions)", action="store_true")
-    flag("--compile", "torch.compile the network: a fifth faster on a GPU, after half a minute", action="store_true")
+    flag("--compile", "torch.compile the network, on a GPU only: a fifth faster, after half a minute", action="store_true")
     flag("--resume", "go on from last.pt in --out (start, where there is none)", action="store_true")
     flag("--overwrite", "start again, whatever --out holds", action="store_true")
     args = parser.parse_args(argv)

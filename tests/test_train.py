@@ -403,6 +403,12 @@ def test_bad_flags_exit_with_2(flags, capsys):
     assert flags.split()[0] in capsys.readouterr().err
 
 
+def test_compiling_is_for_gpus(data_dir, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        call(data_dir, tmp_path, "--compile")
+    assert stop.value.code == 2 and "--compile" in capsys.readouterr().err
+
+
 def test_an_absent_device_exits_with_2(capsys):
     for name in ("toaster", "cuda:99"):
         with pytest.raises(SystemExit) as stop:
