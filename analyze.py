@@ -585,9 +585,8 @@ def draw_overview(results, path):
     save_figure(canvas, path)
 
 
-def draw_stopped(results, path):
+def draw_stopped(results, names, path):
     """The final recipe beside its twins that weaken or strengthen the shortcut: a group of bars a run."""
-    names = [name for name in ("final", *results.section("beyond"), "best") if results.best(name)]
     canvas, axis = plt.subplots(figsize=(max(6, 1.6 * len(names)), 4), layout="constrained")
     for i, (key, label, color) in enumerate((("val_acc", "all", "C0"), ("val_acc_agree", "digit agrees", "C2"),
                                              ("val_acc_conflict", "digit conflicts", "C3"),
@@ -659,8 +658,9 @@ def summary(folder):
             continue
         draw_figure(results, figure, runs, folder / "figures" / f"figure{figure}.png")
         page.append(f"![figure {figure}: ours solid, the report's dashed](figures/figure{figure}.png)\n")
-    if any(results.best(name) for name in (*results.section("beyond"), "best")):
-        draw_stopped(results, folder / "figures" / "shortcut.png")
+    stopped = [results.target[name] for name in (*results.section("beyond"), "best") if results.best(name)]
+    if len(stopped) > 1:
+        draw_stopped(results, stopped, folder / "figures" / "shortcut.png")
         page.append("![accuracies with a weaker, a stronger and a shuffled shortcut](figures/shortcut.png)\n")
     draw_overview(results, folder / "figures" / "overview.png")
     page.append("![all runs by best validation accuracy](figures/overview.png)\n")
