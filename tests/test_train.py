@@ -198,18 +198,7 @@ def test_gpu_the_graph_gives_the_plain_loops_losses(data_dir, optimizer):
 def test_gpu_a_stopped_run_resumes(data_dir, tmp_path, monkeypatch):
     flags = ("--device", "cuda", "--bs", "16", "--optimizer", "muon", "--schedule", "onecycle", "--small-epochs", "1")
     call(data_dir, tmp_path / "whole", *flags)
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "draw_curves", lambda *args: None)
-        original, epochs = train.write_logs, []
-
-        def write_logs(*args):
-            original(*args)
-            epochs.append(1)
-            if len(epochs) == 2:
-                raise KeyboardInterrupt
-        patch.setattr(train, "write_logs", write_logs)
-        with pytest.raises(KeyboardInterrupt):
-            call(data_dir, tmp_path / "r", *flags)
+    stop_in_step(2 * 13 + 4, monkeypatch, data_dir, tmp_path / "r", *flags)
     assert len(rows(tmp_path / "r")) == 2
     call(data_dir, tmp_path / "r", *flags, "--resume")
     resumed, whole = ([float(row["train_loss"]) for row in rows(tmp_path / name)] for name in ("r", "whole"))
@@ -217,6 +206,21 @@ def test_gpu_a_stopped_run_resumes(data_dir, tmp_path, monkeypatch):
 
 
 # ---------------------------------------------------------------- stop and resume
+def stop_in_step(n, monkeypatch, data_dir, out, *flags):
+    """A run that Ctrl-C stops in its n-th step."""
+    original, calls = train.Progress.show, []
+
+    def stop(*args):
+        calls.append(args)
+        if len(calls) == n:
+            raise KeyboardInterrupt
+        return original(*args)
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Progress, "show", stop)
+        with pytest.raises(KeyboardInterrupt):
+            call(data_dir, out, *flags)
+
+
 @pytest.mark.parametrize("stop_in", ["training", "evaluation", "before last.pt", "before log.csv"])
 def test_a_stopped_run_resumes_to_the_same_bits(whole, data_dir, tmp_path, monkeypatch, stop_in):
     """Stopped in its third epoch, at different points."""
@@ -247,17 +251,7 @@ def test_a_schedule_that_goes_by_batches_resumes_too(data_dir, tmp_path, monkeyp
     call(data_dir, tmp_path / "whole", *flags)
     rates = [float(row["lr"]) for row in rows(tmp_path / "whole")]
     assert rates[0] == pytest.approx(0.0005) and max(rates) == rates[1] > 0.0045  # 28 batches: the top at the seventh
-    original, calls = train.Progress.show, []
-
-    def stop(*args):
-        calls.append(args)
-        if len(calls) == 2 * 7 + 4:
-            raise KeyboardInterrupt
-        return original(*args)
-    with monkeypatch.context() as patch:
-        patch.setattr(train.Progress, "show", stop)
-        with pytest.raises(KeyboardInterrupt):
-            call(data_dir, tmp_path / "r", *flags)
+    stop_in_step(2 * 7 + 4, monkeypatch, data_dir, tmp_path / "r", *flags)
     call(data_dir, tmp_path / "r", *flags, "--resume")
     assert_same_run(tmp_path / "r", tmp_path / "whole")
 
