@@ -641,7 +641,7 @@ def summary(folder):
             log, args = results.log[results.target[name]], results.args[results.target[name]]
             rows.append([name, flags, args["epochs"], f"{best['val_acc']:.2f} ({best['epoch']:.0f})",
                          f"{log[-1]['val_acc']:.2f}", f"{log[-1]['train_acc']:.2f}", f"{best['val_acc_conflict']:.2f}",
-                         f"{np.median([row['seconds'] for row in log]):.3g}" + (" (amp)" if args["amp"] else ""),
+                         f"{np.median([row['seconds'] for row in log]):.1f}" + (" (amp)" if args["amp"] else ""),
                          args["hardware"],
                          reported, f"{best['val_acc'] - report['val_acc']:+.2f}" if report else ""])
         page += [f"## {title}\n", table(["run", "flags", "epochs", "best val_acc (epoch)", "final val_acc", "train_acc",

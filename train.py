@@ -74,7 +74,7 @@ def train(args):
              "torch": torch.__version__, "hardware": device_name(device) + (", compiled" if args.compile else "")}
     write_text(out / "args.json", json.dumps({**settings, **facts}, indent=1) + "\n")
     print(f"{out}: {len(train_set.labels)} training and {len(val_set.labels)} validation images ({splits.source}), "
-          f"{device_name(device)}, torch {torch.__version__}", flush=True)
+          f"{facts['hardware']}, torch {torch.__version__}", flush=True)
 
     if args.amp and device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
         print("note: this CPU has no bfloat16 instructions, so --amp is many times slower than without", file=sys.stderr)
@@ -217,7 +217,7 @@ class Muon(torch.optim.AdamW):
             update = orthogonal(grad.lerp(momentum, 0.95).flatten(1))
             p.mul_(1 - group["lr"] * group["weight_decay"])
             size = 0.2 * max(update.shape) ** 0.5
-            if torch.is_tensor(group["lr"]):  # on a GPU
+            if torch.is_tensor(group["lr"]):  # on a GPU, where alpha would have to wait for it
                 p.sub_(group["lr"] * size * update.view_as(p))
             else:
                 p.sub_(update.view_as(p), alpha=group["lr"] * size)

@@ -77,9 +77,8 @@ class Ours:
 
     def __init__(self, split, bs, amp, device):
         self.split, self.bs, self.device = split, bs, device
-        self.model = CNN().to(device, memory_format=torch.channels_last)
-        optimizer = train.make_optimizer("adam", self.model.train(), lr=1e-3, weight_decay=1e-3)
-        self.step = train.make_step(self.model, optimizer, amp)
+        model = CNN().to(device, memory_format=torch.channels_last).train()
+        self.step = train.make_step(model, train.make_optimizer("adam", model, lr=1e-3, weight_decay=1e-3), amp)
         self.transforms = data.augmentation(flip=0.5, noise=0.05, erase=0.3)
 
     def images_per_s(self, seconds):
@@ -142,7 +141,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3, help="measurements, of which the median counts (default: 3)")
     parser.add_argument("--out", default="results/bench.csv", help="default: %(default)s")
     args = parser.parse_args()
-    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cuda.matmul.allow_tf32 = True  # see matmul_gflops
     device = pick_device(args.device)
     if device.type == "cuda":
         torch.cuda.set_stream(torch.cuda.Stream())  # as train.py does
