@@ -29,6 +29,7 @@ from utils import (UserError, atomic, device_name, load_checkpoint, load_weights
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.ticker import LogLocator, NullLocator  # noqa: E402
 
 EVAL_BATCH = 100     # images a forward pass in evaluation
 AHEAD = 64           # batches augmented at once on a GPU, which one leaves idle; digits are exchanged among all of them
@@ -349,8 +350,9 @@ def draw_curves(log, steps, title, path):
     bottom.plot(ends, [row["train_acc"] for row in log], color="C0", marker=".", label="training (augmented images)")
     bottom.plot(ends, [row["val_acc"] for row in log], color="C1", marker=".", label="validation")
     bottom.set(xlabel="step", ylabel="accuracy (%)")
+    top.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))  # as many labels as there is room for
     top.yaxis.set_major_formatter("{x:g}")
-    top.yaxis.set_minor_formatter("{x:g}")
+    top.yaxis.set_minor_locator(NullLocator())
     for axis in (top, bottom):
         axis.grid(alpha=0.3)
         axis.legend()
