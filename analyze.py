@@ -579,7 +579,7 @@ def draw_overview(results, path):
                 if results.target[name] in names]
     axis.plot(*zip(*reported), "D", mfc="none", color="C3", label="report")
     axis.set(yticks=range(len(names)), yticklabels=names, ylim=(-0.6, len(names) - 0.4), xlabel="best validation accuracy (%)",
-             title="Every run so far, by best validation accuracy")
+             title="Every run, by best validation accuracy")
     axis.grid(alpha=0.3)
     canvas.legend(loc="outside lower center", ncols=2, frameon=False)
     save_figure(canvas, path)
@@ -618,7 +618,7 @@ def summary(folder):
             f"5,000 validation composites, seed 0 unless its name says otherwise.",
             f"- Run on: {'; '.join(machines)}. The seconds are those of a machine that most runs shared with others. A CPU and "
             "a GPU draw different numbers from one seed.",
-            f"- Not run yet: {', '.join(waiting) or 'none'}.",
+            *([f"- Not run yet: {', '.join(waiting)}."] if waiting else []),
             f"- \"Within noise\" is {noise:.2f} points: two runs of one recipe differ by more in one case of twenty. From {origin}.",
             "- `report` is what the report states, or shows in a figure (traced, +-0.1); `difference` is ours minus it. "
             "Its data, split and seed are not public.",
