@@ -23,7 +23,7 @@ tuned="--schedule cosine --dropout-last 0"                       # section 1.3: 
 wide="--erase-scale 0.02 0.1"
 ours="--bs 32 --lr 5e-3 --lr-min 0 --optimizer adamw --weight-decay 0.05 --schedule onecycle"   # beyond the report
 ours="$ours --label-smoothing 0.1 --shuffle-digits 1 --shift 1 --noise 0 --erase 0 --dropout-last 0"
-fast="$ours --epochs 3 --optimizer muon --lr 1.5e-2 --start-factor 0.5 --shift 0 --small-epochs 1"
+fast="$ours --epochs 3 --optimizer muon --lr 1.5e-2 --start-factor 0.5 --flip 0 --shift 0 --small-epochs 1"
 
 runs() {  # name, flags; "name = other" is the same run under a second name
     cat <<TABLE
