@@ -415,7 +415,7 @@ def table(header, rows):
 
 
 SEEDS = ("final", "final_seed1", "final_seed2")  # one recipe, three training seeds
-DRAWS = ("baseline", "baseline_data1", "baseline_data2")  # one recipe, three draws of the splits and digits
+DRAWS = ("baseline", "baseline_data1", "baseline_data2", "baseline_data3")  # one recipe, other splits and digits
 
 
 def spread(accs):

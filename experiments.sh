@@ -76,6 +76,7 @@ final_seed1             --seed 1
 final_seed2             --seed 2
 baseline_data1          $plain --bs 64 --epochs 25 --data-seed 1
 baseline_data2          $plain --bs 64 --epochs 25 --data-seed 2
+baseline_data3          $plain --bs 64 --epochs 25 --data-seed 3
 baseline_match0.5       $plain --bs 64 --epochs 25 --match-prob 0.5
 wd_1e-4_plain           $plain --epochs 40 --weight-decay 1e-4
 dropout_all_p0.2_cosine $tuned --epochs 40 --dropout-last 5 --dropout-p 0.2
