@@ -21,7 +21,7 @@ class Dropout(nn.Dropout):
         n, c, h, w = x.shape
         bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-2**63, None).view(torch.int16)
         keep = bits[:x.numel()].view(n, h, w, c).permute(0, 3, 1, 2) >= round(self.p * 2**16) - 2**15
-        return x * (keep / (1 - self.p))
+        return x * keep.view(torch.uint8).to(x.dtype).div_(1 - self.p)  # from uint8 three times as fast as from bool
 
 
 class CNN(nn.Module):

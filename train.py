@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from data import Shrink, apply, augmentation, load_splits
 from model import CNN
 from schedules import EVERY_BATCH, SCHEDULES, make_schedule
-from utils import (UserError, atomic, device_name, load_checkpoint, load_weights, number, pick_device, read_csv, refuse,
-                   run, write_csv, write_text)
+from utils import (UserError, atomic, device_name, keep_freed_memory, load_checkpoint, load_weights, number, pick_device,
+                   read_csv, refuse, run, write_csv, write_text)
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -53,6 +53,7 @@ def train(args):
     if (args.shuffle_digits or args.shift) and train_set.images.shape[2:] != (40, 40):
         raise UserError(f"--shuffle-digits and --shift need the 40x40 composites, not images of {splits.source}")
     no_augment = augmentation(flip=0)
+    keep_freed_memory()
 
     torch.backends.cudnn.deterministic = not args.compile
     torch.backends.cudnn.benchmark = args.compile  # try each convolution's algorithms, and keep the fastest

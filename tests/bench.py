@@ -2,11 +2,13 @@
 
     python tests/bench.py        about 6 minutes on 2 cores; needs a quiet machine and the data (--data-dir)
 
-Prints, and writes to results/bench.csv: images/s at batch 16 and 64, fp32 and bfloat16 (median of the rounds; the two
-loops take turns); the step's GFLOP/s as a share of this machine's matrix product in that precision; peak memory (a
-GPU's own, where there is one) and the seconds from start to the first step of train.py.
+Prints, and writes to results/bench.csv: images/s of training at batch 16 and 64, fp32 and bfloat16 (median of the
+rounds; the two loops take turns, each in its own process); the seconds of a whole epoch, from these images/s and those of
+evaluation; the step's GFLOP/s as a share of this machine's matrix product in that precision; peak memory (a GPU's own,
+where there is one) and the seconds from start to the first step of train.py.
 """
 import argparse
+import multiprocessing
 import os
 import resource
 import statistics
@@ -14,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
@@ -28,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data  # noqa: E402
 import train  # noqa: E402
 from model import CNN  # noqa: E402
-from utils import device_name, pick_device, run, write_csv  # noqa: E402
+from utils import device_name, keep_freed_memory, pick_device, run, write_csv  # noqa: E402
 
 WORKERS = (0, 2, 4)
 
@@ -42,27 +45,36 @@ class Ordinary:
     """The loop as it is usually written."""
 
     def __init__(self, folder, bs, amp, workers, device):
-        transform = v2.Compose([v2.RandomHorizontalFlip(), v2.ToImage(), v2.ToDtype(torch.float32, scale=True),
-                                v2.Normalize(data.MEAN, data.STD), v2.GaussianNoise(0, 0.05, clip=False),
-                                v2.RandomErasing(0.3, (0.02, 0.05))])
-        self.loader = DataLoader(ImageFolder(folder, transform), bs, shuffle=True, num_workers=workers,
-                                 persistent_workers=workers > 0, pin_memory=device.type == "cuda")
+        plain = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(data.MEAN, data.STD)]
+        augment = [v2.RandomHorizontalFlip(), *plain, v2.GaussianNoise(0, 0.05, clip=False),
+                   v2.RandomErasing(0.3, (0.02, 0.05))]
+        self.train_loader, self.eval_loader = (
+            DataLoader(ImageFolder(folder, v2.Compose(transforms)), bs, shuffle=True, num_workers=workers,
+                       persistent_workers=workers > 0, pin_memory=device.type == "cuda") for transforms in (augment, plain))
         self.model, self.amp, self.device = CNN().to(device), amp, device
         self.model.drop3, self.model.drop4, self.model.drop5 = (torch.nn.Dropout(0.1) for _ in range(3))  # torch's own
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3, weight_decay=1e-3)
 
-    def images_per_s(self, seconds):
-        self.model.train()
+    def step(self, x, y):
+        self.optimizer.zero_grad()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
+            loss = F.cross_entropy(self.model(x), y)
+        loss.backward()
+        self.optimizer.step()
+        loss.item()
+
+    @torch.no_grad()
+    def count(self, x, y):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
+            return (self.model(x).argmax(1) == y).sum().item()
+
+    def images_per_s(self, seconds, training=True):
+        self.model.train(training)
+        loader, work = (self.train_loader, self.step) if training else (self.eval_loader, self.count)
         images, start = 0, None
         while True:
-            for step, (x, y) in enumerate(self.loader):
-                x, y = x.to(self.device), y.to(self.device)
-                self.optimizer.zero_grad()
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
-                    loss = F.cross_entropy(self.model(x), y)
-                loss.backward()
-                self.optimizer.step()
-                loss.item()
+            for step, (x, y) in enumerate(loader):
+                work(x.to(self.device), y.to(self.device))
                 if start is None:
                     if step == 4:  # the first steps warm up
                         start = time.perf_counter()
@@ -76,15 +88,21 @@ class Ours:
     """train.py's epoch."""
 
     def __init__(self, split, bs, amp, device):
-        self.split, self.bs, self.device = split, bs, device
-        model = CNN().to(device, memory_format=torch.channels_last).train()
-        self.step = train.make_step(model, train.make_optimizer("adam", model, lr=1e-3, weight_decay=1e-3), amp)
+        self.split, self.bs, self.amp, self.device = split.to(device), bs, amp, device
+        self.model = CNN().to(device, memory_format=torch.channels_last)
+        self.step = train.make_step(self.model, train.make_optimizer("adam", self.model, lr=1e-3, weight_decay=1e-3), amp)
         self.transforms = data.augmentation(flip=0.5, noise=0.05, erase=0.3)
+        keep_freed_memory()
 
-    def images_per_s(self, seconds):
+    def images_per_s(self, seconds, training=True):
         def go(n):
-            train.train_epoch(self.step, self.split.first(n * self.bs), self.transforms, self.bs)
+            split = self.split.first(n * self.bs)
+            if training:
+                train.train_epoch(self.step, split, self.transforms, self.bs)
+            else:
+                train.evaluate(self.model, split, self.transforms, self.amp)
             synchronize(self.device)
+        self.model.train(training)
         go(5)
         steps = 20 if self.device.type == "cpu" else len(self.split.labels) // self.bs
         images, start = 0, time.perf_counter()
@@ -92,6 +110,27 @@ class Ours:
             go(steps)
             images += steps * self.bs
         return images / (time.perf_counter() - start)
+
+
+def process(loop, *args):
+    """A process for `loop(*args)` alone, as each loop has in use: what one does to its memory is not the other's gain."""
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), start_loop, (loop, args))
+
+
+def start_loop(loop, args):
+    global LOOP
+    if args[-1].type == "cuda":
+        torch.cuda.set_stream(torch.cuda.Stream())  # as train.py does
+    LOOP = loop(*args)
+
+
+def measure(seconds, training=True):
+    time.sleep(1)  # the other loop's workers may still fill their queues
+    return LOOP.images_per_s(seconds, training)
+
+
+def gpu_memory():
+    return torch.cuda.max_memory_allocated() / 1e9
 
 
 def matmul_gflops(dtype, device):
@@ -143,40 +182,53 @@ def main():
     args = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = True  # see matmul_gflops
     device = pick_device(args.device)
-    if device.type == "cuda":
-        torch.cuda.set_stream(torch.cuda.Stream())  # as train.py does
 
-    seconds, memory = start_and_memory(args)
-    whole = data.load_splits(args.data_dir).train
+    start_seconds, memory = start_and_memory(args)
+    splits = data.load_splits(args.data_dir)
+    whole = splits.train
     split = whole.first(4000)
     hardware = f"{device_name(device)}, torch {torch.__version__}"
-    print(f"hardware {hardware}\nseconds_to_first_step {seconds:.1f}\npeak_memory_gb {memory:.2f}", flush=True)
+    print(f"hardware {hardware}\nseconds_to_first_step {start_seconds:.1f}\npeak_memory_gb {memory:.2f}", flush=True)
     gflop, rows = step_gflop_per_image(), []
     with tempfile.TemporaryDirectory() as folder:
         for i, (image, label) in enumerate(zip(split.images, split.labels.tolist())):
             Path(folder, str(label)).mkdir(exist_ok=True)
             save_image(image / 255, Path(folder, str(label), f"{i}.png"))
-        split = (split if device.type == "cpu" else whole).to(device)
+        split = split if device.type == "cpu" else whole
         for bs in (16, 64):
-            speeds = {workers: Ordinary(folder, bs, False, workers, device).images_per_s(args.seconds) for workers in WORKERS}
+            speeds = {}
+            for workers in WORKERS:
+                with process(Ordinary, folder, bs, False, workers, device) as ordinary:
+                    speeds[workers] = ordinary.submit(measure, args.seconds).result()
             workers = max(speeds, key=speeds.get)
             print(f"ordinary_workers bs {bs}: " + ", ".join(f"{w} workers {s:.0f}" for w, s in speeds.items()), flush=True)
             for amp, dtype in ((False, torch.float32), (True, torch.bfloat16)):
-                loops = Ordinary(folder, bs, amp, workers, device), Ours(split, bs, amp, device)
-                rounds = [[loop.images_per_s(args.seconds) for loop in loops] for _ in range(args.rounds)]
-                ordinary, ours = (statistics.median(values) for values in zip(*rounds))
-                if device.type == "cuda":
-                    memory = torch.cuda.max_memory_allocated() / 1e9
+                with (process(Ordinary, folder, bs, amp, workers, device) as ordinary,
+                      process(Ours, split, bs, amp, device) as ours):
+                    trained, evaluated = ([[loop.submit(measure, seconds, training).result() for loop in (ordinary, ours)]
+                                           for _ in range(args.rounds)]
+                                          for seconds, training in ((args.seconds, True), (args.seconds / 2, False)))
+                    if device.type == "cuda":
+                        memory = ours.submit(gpu_memory).result()
+                ordinary, ours = (statistics.median(values) for values in zip(*trained))
+                # an epoch trains on the training images and evaluates them (train.py: 5,000) and the validation images
+                n, n_val = len(splits.train.labels), len(splits.val.labels)
+                evaluations = (n + n_val, min(n, train.TRAIN_EVAL) + n_val)
+                epochs = [n / rate + images / statistics.median(values)
+                          for rate, images, values in zip((ordinary, ours), evaluations, zip(*evaluated))]
+                fp32 = ordinary if not amp else fp32
                 peak = matmul_gflops(dtype, device)
-                if device.type == "cuda":
-                    torch.cuda.reset_peak_memory_stats()
                 rows.append({"bs": bs, "precision": "bf16" if amp else "fp32", "ordinary_workers": workers,
                              "ordinary_images_per_s": round(ordinary), "images_per_s": round(ours),
-                             "times_ordinary": round(ours / ordinary, 2), "gflop_per_s": round(ours * gflop, 1),
+                             "times_ordinary": round(ours / ordinary, 2), "times_ordinary_fp32": round(ours / fp32, 2),
+                             "ordinary_epoch_s": round(epochs[0], 1), "epoch_s": round(epochs[1], 1),
+                             "epoch_times_ordinary": round(epochs[0] / epochs[1], 2), "gflop_per_s": round(ours * gflop, 1),
                              "matmul_gflop_per_s": round(peak, 1), "share_of_matmul": round(ours * gflop / peak, 3),
-                             "images_per_s_rounds": " ".join(f"{r[1]:.0f}" for r in rounds),
-                             "ordinary_rounds": " ".join(f"{r[0]:.0f}" for r in rounds),
-                             "seconds_to_first_step": round(seconds, 1), "peak_memory_gb": round(memory, 2),
+                             "images_per_s_rounds": " ".join(f"{r[1]:.0f}" for r in trained),
+                             "ordinary_rounds": " ".join(f"{r[0]:.0f}" for r in trained),
+                             "evaluated_per_s_rounds": " ".join(f"{r[1]:.0f}" for r in evaluated),
+                             "ordinary_evaluated_rounds": " ".join(f"{r[0]:.0f}" for r in evaluated),
+                             "seconds_to_first_step": round(start_seconds, 1), "peak_memory_gb": round(memory, 2),
                              "hardware": hardware})
                 print("  ".join(f"{key} {value}" for key, value in list(rows[-1].items())[:-3]), flush=True)
     write_csv(args.out, rows)
