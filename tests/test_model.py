@@ -78,6 +78,15 @@ def test_dropout_acts_after_the_last_n_blocks(dropout_last):
     assert sum(isinstance(layer, nn.Dropout) for layer in net.modules()) == dropout_last
 
 
+def test_autocast_stays_in_bfloat16_through_dropout():
+    net, seen = CNN(5, 0.1).train(), []
+    for n in range(1, 6):
+        getattr(net, f"drop{n}").register_forward_hook(lambda _, inputs, output: seen.append((inputs[0].dtype, output.dtype)))
+    with torch.autocast("cpu", torch.bfloat16):
+        net(torch.randn(2, 3, 40, 40))
+    assert seen == 5 * [(torch.bfloat16, torch.bfloat16)]
+
+
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.37, 1.0])
 def test_dropout_is_torchs(p):
     """Share, scale, gradient and independence of nn.Dropout, whose mask only is drawn in another way."""
