@@ -57,13 +57,14 @@ class CNN(nn.Module):
     def forward(self, x, return_maps=False):
         """Logits; with `return_maps` also the five convolutional outputs that section 2.2 takes norms of:
         [N,16,H,W], [N,32,H,W], [N,48,H/2,W/2], [N,64,H/4,W/4] after ReLU, and conv5's raw [N,80,H/8,W/8]."""
+        # Dropout and pool commute with the ReLU, which has a quarter left to do after the pool.
         map1 = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        map2 = F.relu(self.bn2(self.conv2(self.drop1(map1))), inplace=True)
-        map3 = F.relu(self.bn3(self.conv3(F.max_pool2d(self.drop2(map2), 2))), inplace=True)
-        map4 = F.relu(self.bn4(self.conv4(F.max_pool2d(self.drop3(map3), 2))), inplace=True)
-        map5 = self.conv5(F.max_pool2d(self.drop4(map4), 2))
+        z2 = self.bn2(self.conv2(self.drop1(map1)))
+        z3 = self.bn3(self.conv3(F.relu(F.max_pool2d(self.drop2(z2), 2), inplace=True)))
+        z4 = self.bn4(self.conv4(F.relu(F.max_pool2d(self.drop3(z3), 2), inplace=True)))
+        map5 = self.conv5(F.relu(F.max_pool2d(self.drop4(z4), 2), inplace=True))
         logits = self.fc(self.drop5(map5).mean((2, 3)))
-        return (logits, [map1, map2, map3, map4, map5]) if return_maps else logits
+        return (logits, [map1, F.relu(z2), F.relu(z3), F.relu(z4), map5]) if return_maps else logits
 
 
 if __name__ == "__main__":

@@ -10,6 +10,10 @@ import sys
 
 import torch
 
+# Weight decay draws the weights of a filter that has died towards 0, and below 1e-38 a CPU is many times slower: an epoch
+# can take three times as long. So such numbers count as 0. Here, since threads take this over from the one that makes them.
+torch.set_flush_denormal(True)
+
 
 class UserError(Exception):
     """Bad data or a run that cannot go on: `run` prints it as one line and exits with status 1."""

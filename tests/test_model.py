@@ -58,23 +58,28 @@ def test_a_plain_state_dict_loads_whatever_the_dropout():
 
 @pytest.mark.parametrize("dropout_last", range(6))
 def test_dropout_acts_after_the_last_n_blocks(dropout_last):
-    """What enters each next layer: zeros at the chosen places only, survivors scaled by 1/(1-p), before the pool."""
+    """What enters each next layer: the ReLU's map with zeros at the chosen places only, survivors scaled by 1/(1-p),
+    then the pool."""
     net = CNN(dropout_last, 0.5).train()
-    x, seen = torch.randn(4, 3, 40, 40), {}
+    x, seen, entered = torch.randn(4, 3, 40, 40), {}, {}
     for n in range(1, 6):
         getattr(net, f"drop{n}").register_forward_hook(lambda _, inputs, output, n=n: seen.update({n: (inputs[0], output)}))
+        getattr(net, f"conv{n}").register_forward_pre_hook(lambda _, inputs, n=n: entered.update({n: inputs[0].clone()}))
     logits, maps = net(x, return_maps=True)
     for n in range(1, 6):
-        before, after = seen[n]
-        assert torch.equal(before, maps[n - 1])  # after the ReLU (or conv5), at full size: before the pool
-        dropped = (after == 0) & (before != 0)
+        factor = torch.where(seen[n][0] == 0, 1, seen[n][1] / seen[n][0])  # of the dropout, at full size
+        assert factor.shape == maps[n - 1].shape
         if n > 5 - dropout_last:
-            share = dropped.sum() / (before != 0).sum()
-            assert abs(share.item() - 0.5) < 0.03
-            torch.testing.assert_close(after[after != 0], 2 * before[after != 0])
+            factors = factor[seen[n][0] != 0]
+            torch.testing.assert_close(factors, 2.0 * (factors != 0))
+            assert abs((factors == 0).double().mean().item() - 0.5) < 0.03
         else:
-            assert torch.equal(before, after)
-    torch.testing.assert_close(logits, net.fc(seen[5][1].mean((2, 3))))
+            assert (factor == 1).all()
+        dropped = maps[n - 1] * factor  # after the ReLU (or conv5)
+        if n < 5:
+            torch.testing.assert_close(entered[n + 1], dropped if n == 1 else F.max_pool2d(dropped, 2))
+        else:
+            torch.testing.assert_close(logits, net.fc(dropped.mean((2, 3))))
     assert sum(isinstance(layer, nn.Dropout) for layer in net.modules()) == dropout_last
 
 

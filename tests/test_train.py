@@ -357,15 +357,25 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_files(data_dir,
 
 
 # ---------------------------------------------------------------- files and flags
+def in_a_process(code):
+    """The number that `code` prints in a Python of its own, which finds the scripts."""
+    return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+                              cwd=Path(train.__file__).parent).stdout)
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc")
 def test_freed_memory_is_kept():
     """Twenty tensors of 40 MB, one after the other, get their pages from the system anew; kept memory has them there."""
     code = ("import resource, torch, utils; {}; faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt; "
             "use = lambda n: sum(len(torch.ones(10_000_000)) for _ in range(n)); use(20); before = faults(); use(20); "
             "print(faults() - before)")
-    kept, plain = (int(subprocess.run([sys.executable, "-c", code.format(call)], capture_output=True, text=True, check=True,
-                                      cwd=Path(train.__file__).parent).stdout) for call in ("utils.keep_freed_memory()", "pass"))
-    assert kept < plain / 3, (kept, plain)
+    assert in_a_process(code.format("utils.keep_freed_memory()")) < in_a_process(code.format("pass")) / 3
+
+
+def test_the_smallest_numbers_count_as_zero_on_every_thread():
+    code = ("import torch; {}; x = torch.full((4_000_000,), 700_000, dtype=torch.int32).view(torch.float32) * 1; "
+            "print((x.view(torch.int32) != 0).sum().item())")
+    assert in_a_process(code.format("pass")) == 4_000_000 and in_a_process(code.format("import train")) == 0
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path):
