@@ -415,7 +415,7 @@ def table(header, rows):
 
 
 SEEDS = ("final", "final_seed1", "final_seed2")  # one recipe, three training seeds
-DRAWS = ("baseline", "baseline_data1", "baseline_data2", "baseline_data3")  # one recipe, other splits and digits
+DRAWS = (("baseline", "baseline_data1", "baseline_data2", "baseline_data3"), ("final", "final_data1"))
 
 
 def spread(accs):
@@ -508,7 +508,7 @@ def differences(results):
     if len(train):
         lines.append(f"- train_acc, last epoch: the median difference is {np.median(train):+.2f} (from {train.min():+.2f} to "
                      f"{train.max():+.2f}, {len(train)} numbers).")
-    for what, runs in (("Other held-out images and other digits", DRAWS), ("Other training seeds", SEEDS)):
+    for what, runs in (*(("Other held-out images and other digits", runs) for runs in DRAWS), ("Other training seeds", SEEDS)):
         accs = {name: results.acc(name) for name in runs if results.best(name)}
         if runs[0] in accs and len(accs) > 1:
             lines.append(f"- {what}, the same recipe: " + ", ".join(f"{name} {acc:.2f}" for name, acc in accs.items()) +

@@ -74,6 +74,7 @@ final
 # how much is chance: other training seeds; other splits and digits; a weaker shortcut; figures 3c and 5b read otherwise
 final_seed1             --seed 1
 final_seed2             --seed 2
+final_data1             --data-seed 1 --amp
 baseline_data1          $plain --bs 64 --epochs 25 --data-seed 1
 baseline_data2          $plain --bs 64 --epochs 25 --data-seed 2
 baseline_data3          $plain --bs 64 --epochs 25 --data-seed 3
