@@ -32,7 +32,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.ticker import LogLocator, NullLocator  # noqa: E402
 
 EVAL_BATCH = 100     # images a forward pass in evaluation
-AHEAD = 64           # batches augmented at once, since one is soon done with; digits are exchanged among all of them
+AHEAD = 1024         # images augmented at once, in whole batches: few, larger operations; digits are exchanged among them
 TRAIN_EVAL = 5000    # training images that train_acc is measured on
 WINDOW = 50          # steps averaged into one row of steps.csv
 
@@ -143,7 +143,7 @@ def train_epoch(step, split, transforms, bs, after_step=lambda i, losses: None):
     order = torch.randperm(len(split.labels), device=split.labels.device)
     losses = torch.zeros(math.ceil(len(order) / bs), device=order.device)
     i = 0
-    for part in order.split(bs * AHEAD):
+    for part in order.split(bs * max(1, AHEAD // bs)):
         images, labels = apply(transforms, split.images[part]), split.labels[part]
         for batch in zip(images.split(bs), labels.split(bs)):
             losses[i] = step(*batch)
@@ -423,8 +423,8 @@ def parse_args(argv=None):
     flag("--erase", "probability of RandomErasing", type=share, default=0.3)
     flag("--erase-scale", "lowest and highest share of the image that is erased", type=share, nargs=2,
          metavar=("LOW", "HIGH"), default=[0.02, 0.05])
-    flag("--shuffle-digits", "probability that an image's digit is exchanged for another image's, within 64 batches;\n"
-         "breaks the shortcut", type=share, default=0.0)
+    flag("--shuffle-digits", "probability that an image's digit is exchanged for another image's, among the\n"
+         "1024 that are augmented at once; breaks the shortcut", type=share, default=0.0)
     flag("--shift", "the picture, not the digit, moves by up to N pixels each way", type=number(int, 0, 12), default=0)
     flag("--small-epochs", "train the first N epochs on images shrunk to --small-size: faster", type=number(int, 0), default=0)
     flag("--small-size", "height and width of those images, pixels", type=number(int, 8), default=24)

@@ -98,6 +98,20 @@ def test_same_seed_same_bits_and_another_seed_others(whole, data_dir, tmp_path):
     assert rows(tmp_path / "other") != rows(whole)
 
 
+@pytest.mark.parametrize("bs", [16, 700, 2000])
+def test_an_epoch_takes_each_image_once_with_its_label(bs):
+    """Whatever is augmented at once: the steps get batches of `bs`, only the last is smaller."""
+    labels, augmented, batches = torch.arange(2100), [], []
+    split = data.Split(labels.view(-1, 1, 1, 1), labels, labels)
+    losses = train.train_epoch(lambda x, y: batches.append((x.flatten(), y)) or y[0].float(), split,
+                               [lambda x: augmented.append(len(x)) or x], bs)
+    seen = torch.cat([y for _, y in batches])
+    assert all(torch.equal(x, y) for x, y in batches) and torch.equal(seen.sort()[0], labels)
+    assert [len(y) for _, y in batches] == [bs] * (2100 // bs) + [2100 % bs] * (2100 % bs > 0)
+    assert losses.tolist() == [y[0].item() for _, y in batches] and not torch.equal(seen, labels)
+    assert sum(augmented) == 2100 and max(augmented) <= max(bs, 1024)
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])
 def test_one_step_is_adam_on_the_augmented_batch(data_dir, tmp_path, optimizer):
     """The first step, done again by hand: gather, augment, cross-entropy on smoothed targets, Adam's formula with the
