@@ -402,6 +402,10 @@ class Results:
     def acc(self, name):
         return self.best(name)["val_acc"] if self.best(name) else None
 
+    def precision(self, name):
+        """What to write behind a number of a finished run where it trained in bfloat16."""
+        return " (amp)" if self.args[self.target[name]]["amp"] else ""
+
     def traced(self, name):
         """The report's curve of `name`, a row an epoch."""
         return [row for row in self.curves if row["run"] == name]
@@ -415,7 +419,8 @@ def table(header, rows):
 
 
 SEEDS = ("final", "final_seed1", "final_seed2")  # one recipe, three training seeds
-DRAWS = (("baseline", "baseline_data1", "baseline_data2", "baseline_data3"), ("final", "final_data1"))
+DRAWS = (("baseline", "baseline_data1", "baseline_data2", "baseline_data3"),  # two recipes, other splits and digits
+         ("final", "final_data1"))
 
 
 def spread(accs):
@@ -511,7 +516,7 @@ def differences(results):
     for what, runs in (*(("Other held-out images and other digits", runs) for runs in DRAWS), ("Other training seeds", SEEDS)):
         accs = {name: results.acc(name) for name in runs if results.best(name)}
         if runs[0] in accs and len(accs) > 1:
-            lines.append(f"- {what}, the same recipe: " + ", ".join(f"{name} {acc:.2f}" for name, acc in accs.items()) +
+            lines.append(f"- {what}, the same recipe: " + ", ".join(f"{name} {acc:.2f}{results.precision(name)}" for name, acc in accs.items()) +
                          f" {spread(list(accs.values()))}; the report {results.report[runs[0]]['val_acc']:.2f}.")
     if results.best("baseline") and results.best("baseline_match0.5"):
         def both(name):
@@ -641,8 +646,7 @@ def summary(folder):
             log, args = results.log[results.target[name]], results.args[results.target[name]]
             rows.append([name, flags, args["epochs"], f"{best['val_acc']:.2f} ({best['epoch']:.0f})",
                          f"{log[-1]['val_acc']:.2f}", f"{log[-1]['train_acc']:.2f}", f"{best['val_acc_conflict']:.2f}",
-                         f"{np.median([row['seconds'] for row in log]):.1f}" + (" (amp)" if args["amp"] else ""),
-                         args["hardware"],
+                         f"{np.median([row['seconds'] for row in log]):.1f}{results.precision(name)}", args["hardware"],
                          reported, f"{best['val_acc'] - report['val_acc']:+.2f}" if report else ""])
         page += [f"## {title}\n", table(["run", "flags", "epochs", "best val_acc (epoch)", "final val_acc", "train_acc",
                                          "val_acc, digit conflicts", "s an epoch", "on", "report", "difference"], rows)]

@@ -1,6 +1,6 @@
 """Speed of training beside the ordinary loop (ImageFolder, v2 transforms, DataLoader), on the same images.
 
-    python tests/bench.py        about 6 minutes on 2 cores; needs a quiet machine and the data (--data-dir)
+    python tests/bench.py        about 8 minutes on 2 cores; needs a quiet machine and the data (--data-dir)
 
 Prints, and writes to results/bench.csv: images/s of training at batch 16 and 64, fp32 and bfloat16 (median of the
 rounds; the two loops take turns, each in its own process); the seconds of a whole epoch, from these images/s and those of
@@ -212,7 +212,7 @@ def main():
                         memory = ours.submit(gpu_memory).result()
                 ordinary, ours = (statistics.median(values) for values in zip(*trained))
                 # an epoch trains on the training images and evaluates them (train.py: 5,000) and the validation images
-                n, n_val = len(splits.train.labels), len(splits.val.labels)
+                n, n_val = len(whole.labels), len(splits.val.labels)
                 evaluations = (n + n_val, min(n, train.TRAIN_EVAL) + n_val)
                 epochs = [n / rate + images / statistics.median(values)
                           for rate, images, values in zip((ordinary, ours), evaluations, zip(*evaluated))]

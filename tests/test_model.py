@@ -67,14 +67,15 @@ def test_dropout_acts_after_the_last_n_blocks(dropout_last):
         getattr(net, f"conv{n}").register_forward_pre_hook(lambda _, inputs, n=n: entered.update({n: inputs[0].clone()}))
     logits, maps = net(x, return_maps=True)
     for n in range(1, 6):
-        factor = torch.where(seen[n][0] == 0, 1, seen[n][1] / seen[n][0])  # of the dropout, at full size
-        assert factor.shape == maps[n - 1].shape
+        before, after = seen[n]
+        assert torch.equal(before.relu() if n < 5 else before, maps[n - 1])  # at full size: before the pool
+        factor = torch.where(before == 0, 1, after / before)
         if n > 5 - dropout_last:
-            factors = factor[seen[n][0] != 0]
+            factors = factor[before != 0]
             torch.testing.assert_close(factors, 2.0 * (factors != 0))
             assert abs((factors == 0).double().mean().item() - 0.5) < 0.03
         else:
-            assert (factor == 1).all()
+            assert torch.equal(before, after)
         dropped = maps[n - 1] * factor  # after the ReLU (or conv5)
         if n < 5:
             torch.testing.assert_close(entered[n + 1], dropped if n == 1 else F.max_pool2d(dropped, 2))
