@@ -306,6 +306,15 @@ class RandomHorizontalFlip:
         return torch.where(chosen, x.flip(3), x)
 
 
+class FlipPicture(RandomHorizontalFlip):
+    """Mirrors the picture of each composite where it is, with probability `p`; the digit stays as it is. [N,C,40,40]."""
+
+    def __call__(self, x):
+        x = x.clone()
+        x[PICTURE] = super().__call__(x[PICTURE])
+        return x
+
+
 class RandomRotation:
     """Turns each image by an angle drawn from [-degrees, degrees] about its centre; nearest pixel, corners 0."""
 
@@ -396,10 +405,11 @@ class Shrink:
 
 
 def augmentation(flip=0.5, rotate=0.0, noise=0.0, erase=0.0, erase_scale=(0.02, 0.05), shuffle_digits=0.0,
-                 shift=0):
+                 shift=0, flip_picture=0.0):
     """The training pipeline, uint8 [N,3,H,W] to normalized float32, as a list of functions in the report's order."""
     transforms = [ShuffleDigits(shuffle_digits)] if shuffle_digits else []
     transforms += [ShiftPicture(shift)] if shift else []
+    transforms += [FlipPicture(flip_picture)] if flip_picture else []
     transforms += [RandomHorizontalFlip(flip)] if flip else []
     transforms += [to_float]
     transforms += [RandomRotation(rotate)] if rotate else []

@@ -49,9 +49,10 @@ def train(args):
     train_set, val_set = splits.train.first(args.limit).to(device), splits.val.to(device)
     train_eval_set = train_set.first(TRAIN_EVAL)
     augment = augmentation(args.flip, args.rotate, args.noise, args.erase, args.erase_scale, args.shuffle_digits,
-                           args.shift)
-    if (args.shuffle_digits or args.shift) and train_set.images.shape[2:] != (40, 40):
-        raise UserError(f"--shuffle-digits and --shift need the 40x40 composites, not images of {splits.source}")
+                           args.shift, args.flip_picture)
+    if (args.shuffle_digits or args.shift or args.flip_picture) and train_set.images.shape[2:] != (40, 40):
+        raise UserError("--shuffle-digits, --shift and --flip-picture need the 40x40 composites, not images of "
+                        f"{splits.source}")
     no_augment = augmentation(flip=0)
     keep_freed_memory()
 
@@ -417,7 +418,7 @@ def parse_args(argv=None):
          type=number(float, 0, 1, open_low=True), default=0.1)
     flag("--step-size", "epochs between the steps of step", type=positive, default=20)
     flag("--gamma", "factor on the learning rate at each step of step", type=number(float, 0, 1, open_low=True), default=0.1)
-    flag("--flip", "probability of a horizontal flip", type=share, default=0.5)
+    flag("--flip", "probability of a horizontal flip, digit included", type=share, default=0.5)
     flag("--rotate", "rotation by up to this many degrees", type=number(float, 0, 180), default=0.0)
     flag("--noise", "standard deviation of GaussianNoise, in units of normalized images", type=amount, default=0.05)
     flag("--erase", "probability of RandomErasing", type=share, default=0.3)
@@ -426,6 +427,8 @@ def parse_args(argv=None):
     flag("--shuffle-digits", "probability that an image's digit is exchanged for another image's, among the\n"
          "1024 that are augmented at once; breaks the shortcut", type=share, default=0.0)
     flag("--shift", "the picture, not the digit, moves by up to N pixels each way", type=number(int, 0, 12), default=0)
+    flag("--flip-picture", "probability that the picture, not the digit, is mirrored where it is; use it with --flip 0",
+         type=share, default=0.0)
     flag("--small-epochs", "train the first N epochs on images shrunk to --small-size: faster", type=number(int, 0), default=0)
     flag("--small-size", "height and width of those images, pixels", type=number(int, 8), default=24)
     flag("--label-smoothing", "share of the target that is spread over all classes", type=share, default=0.0)

@@ -317,6 +317,19 @@ def test_shift_moves_the_picture_and_repeats_its_border():
     assert torch.equal(x, y)
 
 
+def test_flip_picture_mirrors_the_picture_in_place():
+    x = torch.randint(0, 256, (2000, 3, 40, 40), dtype=torch.uint8)
+    before = x.clone()
+    y = data.FlipPicture(0.3)(x)
+    mirrored = torch.from_numpy(np.ascontiguousarray(x.numpy()[:, :, :24, 23::-1]))
+    same, turned = ((y[:, :, :24, :24] == other).flatten(1).all(1) for other in (x[:, :, :24, :24], mirrored))
+    assert (same ^ turned).all()
+    assert abs(turned.double().mean().item() - 0.3) < 5 * math.sqrt(0.3 * 0.7 / 2000)
+    assert torch.equal(x, before)  # the split's own images stay as they are
+    x[:, :, :24, :24] = y[:, :, :24, :24] = 0
+    assert torch.equal(x, y)
+
+
 @pytest.mark.parametrize("size", [8, 20, 24])
 def test_shrink_averages_the_pixels_each_new_one_covers(size):
     x = torch.rand(2, 3, 40, 40)
@@ -340,5 +353,6 @@ def test_pipeline_matches_torchvision_and_keeps_the_reports_order():
     erased = data.apply(data.augmentation(flip=0, noise=0.05, erase=1.0), x)
     assert ((erased == 0).flatten(1).sum(1) > 3 * 20).all()
     names = [getattr(step, "__name__", type(step).__name__) for step in data.augmentation(0.5, 5, 0.05, 0.3,
-                                                                                            shuffle_digits=1, shift=1)]
-    assert names == ["ShuffleDigits", "ShiftPicture", "RandomHorizontalFlip", "to_float", "RandomRotation", "Normalize", "GaussianNoise", "RandomErasing"]
+                                                                                            shuffle_digits=1, shift=1,
+                                                                                            flip_picture=0.5)]
+    assert names == ["ShuffleDigits", "ShiftPicture", "FlipPicture", "RandomHorizontalFlip", "to_float", "RandomRotation", "Normalize", "GaussianNoise", "RandomErasing"]

@@ -117,13 +117,14 @@ def test_one_step_is_adam_on_the_augmented_batch(data_dir, tmp_path, optimizer):
     """The first step, done again by hand: gather, augment, cross-entropy on smoothed targets, Adam's formula with the
     weight decay in the gradient, or beside it."""
     call(data_dir, tmp_path / "r", "--limit", "32", "--epochs", "1", "--schedule", "constant", "--dropout-last", "0",
-         "--weight-decay", "0.1", "--optimizer", optimizer, "--label-smoothing", "0.2", "--shift", "2", "--shuffle-digits", "1")
+         "--weight-decay", "0.1", "--optimizer", optimizer, "--label-smoothing", "0.2", "--shift", "2", "--shuffle-digits", "1",
+         "--flip", "0.4", "--flip-picture", "0.6")
     torch.manual_seed(0)
     net = CNN(0).to(memory_format=torch.channels_last)
     images = data.load_splits(data_dir).train.first(32)
     torch.manual_seed(1)
     order = torch.randperm(32)
-    x = data.apply(data.augmentation(0.5, 0, 0.05, 0.3, shuffle_digits=1.0, shift=2), images.images[order])
+    x = data.apply(data.augmentation(0.4, 0, 0.05, 0.3, shuffle_digits=1.0, shift=2, flip_picture=0.6), images.images[order])
     targets = 0.8 * F.one_hot(images.labels[order], 10) + 0.2 / 10
     (-targets * net.train()(x).log_softmax(1)).sum(1).mean().backward()
     trained = torch.load(tmp_path / "r" / "last.pt", weights_only=True)["model"]
@@ -423,7 +424,7 @@ def test_bad_checkpoints_are_named(whole, tmp_path, kind):
 
 @pytest.mark.parametrize("flags", ["--bs 0", "--bs 1.5", "--epochs 0", "--lr nan", "--lr 0", "--lr inf", "--lr-min -1",
                                    "--erase 1.5", "--erase-scale 0.1 0.02", "--dropout-last 6", "--dropout-p 2",
-                                   "--noise -1", "--rotate 200", "--match-prob 1.1", "--shuffle-digits 2", "--shift 13", "--shift 0.5",
+                                   "--noise -1", "--rotate 200", "--match-prob 1.1", "--shuffle-digits 2", "--shift 13", "--shift 0.5", "--flip-picture 1.1",
                                    "--small-epochs -1", "--small-size 7", "--label-smoothing 2", "--optimizer sgd", "--schedule linear", "--limit 0",
                                    "--seed -1", "--warmup-epochs 10 --epochs 10", "--resume --overwrite", "--gamma x"])
 def test_bad_flags_exit_with_2(flags, capsys):
