@@ -90,9 +90,10 @@ def selectivity_lines(layer, norms, untrained, classes):
               for i in np.argsort(-index, kind="stable")[:5])]
 
 
-def mirror_acc(model, split, logits):
-    """Accuracy (percent) where each image's probabilities, those of `logits`, are averaged with its mirror image's."""
-    mirrored = predict(model, split.images, augmentation(flip=1))
+def mirror_acc(model, split, logits, mirror):
+    """Accuracy (percent) where each image's probabilities, those of `logits`, are averaged with those of its mirror image,
+    which the transforms `mirror` make."""
+    mirrored = predict(model, split.images, mirror)
     return percent((logits.softmax(1) + mirrored.softmax(1)).argmax(1) == split.labels)
 
 
@@ -420,7 +421,7 @@ def table(header, rows):
 
 SEEDS = ("final", "final_seed1", "final_seed2")  # one recipe, three training seeds
 DRAWS = (("baseline", "baseline_data1", "baseline_data2", "baseline_data3"),  # two recipes, other splits and digits
-         ("final", "final_data1"))
+         ("final", "final_data1", "final_data2", "final_data3"))
 
 
 def spread(accs):
@@ -681,28 +682,31 @@ def analyze(args):
     if args.predict:
         return predict_folder(model, args.predict, out, device)
 
-    data_seed = args.data_seed if args.data_seed is not None else checkpoint.get("args", {}).get("data_seed", 0)
+    trained = checkpoint.get("args", {})
+    data_seed = args.data_seed if args.data_seed is not None else trained.get("data_seed", 0)
     splits = load_splits(args.data_dir, seed=data_seed)
     classes, source, val = splits.classes, splits.source, splits.val.to(device)
     digits_known = bool((val.digits >= 0).all())
     logits, image_norms = map_norms(model, val.images)
     norms = class_means(image_norms, val.labels)
-    torch.manual_seed(checkpoint.get("args", {}).get("seed", 0))
+    torch.manual_seed(trained.get("seed", 0))
     fresh = CNN().to(device, memory_format=torch.channels_last)  # the control: how training began
     untrained = class_means(map_norms(fresh, val.images)[1], val.labels)
     layers = sorted({layer for name in args.layer for layer in LAYERS[name]})
     predictions = logits.argmax(1)
     scores = score(logits, val)
+    # as it was mirrored in training: the picture alone, or the composite
+    mirror = augmentation(flip=0, flip_picture=1) if trained.get("flip_picture") else augmentation(flip=1)
     lines = [f"source {source}"]
     if "epoch" in checkpoint:
         lines += [f"epoch {checkpoint['epoch']}"]
     lines += [f"val_acc {scores['acc']:.2f} ({len(val.labels)} images)",
-              f"val_acc_mirror {mirror_acc(model, val, logits):.2f} (probabilities averaged with the mirror image's)"]
+              f"val_acc_mirror {mirror_acc(model, val, logits, mirror):.2f} (probabilities averaged with the mirror image's)"]
     if splits.test:
         test = splits.test.to(device)
         test_logits = predict(model, test.images, NO_AUGMENT)
         lines += [f"test_acc {score(test_logits, test)['acc']:.2f} ({len(test.labels)} images)",
-                  f"test_acc_mirror {mirror_acc(model, test, test_logits):.2f}"]
+                  f"test_acc_mirror {mirror_acc(model, test, test_logits, mirror):.2f}"]
     for layer in sorted({1, 5, *layers}):
         lines += selectivity_lines(layer, norms[layer - 1], untrained[layer - 1], classes)
     if digits_known:

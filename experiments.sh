@@ -21,9 +21,10 @@ JOBS=${JOBS:-1}
 plain="--schedule cosine --noise 0 --erase 0 --dropout-last 0"   # sections 1 to 1.2: flip and normalize only
 tuned="--schedule cosine --dropout-last 0"                       # section 1.3: with the best augmentation of 1.2
 wide="--erase-scale 0.02 0.1"
-ours="--bs 32 --lr 5e-3 --lr-min 0 --optimizer adamw --weight-decay 0.05 --schedule onecycle"   # beyond the report
-ours="$ours --label-smoothing 0.1 --shuffle-digits 1 --shift 1 --noise 0 --erase 0 --dropout-last 0"
-fast="$ours --epochs 3 --optimizer muon --lr 1.5e-2 --start-factor 0.5 --flip 0 --shift 0 --small-epochs 1"
+ours="--bs 32 --lr 1e-2 --lr-min 0 --optimizer muon --weight-decay 0.01 --schedule onecycle --label-smoothing 0.1"
+ours="$ours --shuffle-digits 1 --shift 1 --flip 0 --flip-picture 0.5 --noise 0 --erase 0 --dropout-last 0"   # beyond the report
+ours12="$ours --epochs 12 --amp"
+fast="$ours --epochs 3 --lr 1.5e-2 --weight-decay 0.05 --start-factor 0.5 --flip-picture 0 --shift 0 --small-epochs 1"
 
 runs() {  # name, flags; "name = other" is the same run under a second name
     cat <<TABLE
@@ -75,6 +76,8 @@ final
 final_seed1             --seed 1
 final_seed2             --seed 2
 final_data1             --data-seed 1 --amp
+final_data2             --data-seed 2 --amp
+final_data3             --data-seed 3 --amp
 baseline_data1          $plain --bs 64 --epochs 25 --data-seed 1
 baseline_data2          $plain --bs 64 --epochs 25 --data-seed 2
 baseline_data3          $plain --bs 64 --epochs 25 --data-seed 3
@@ -89,21 +92,19 @@ shuffle1                --shuffle-digits 1
 match0.9                --match-prob 0.9
 match0.9_shuffle1       --match-prob 0.9 --shuffle-digits 1
 # a recipe of our own, and at 12 epochs what each of its parts gives: one is changed back, or away, in each run
-best                    $ours --epochs 50
-best_muon               $ours --epochs 50 --optimizer muon --lr 1e-2
-best_muon_wd_1e-2       $ours --epochs 50 --optimizer muon --lr 1e-2 --weight-decay 0.01
-best_muon_shift2        $ours --epochs 60 --optimizer muon --lr 1e-2 --weight-decay 0.01 --shift 2
-best12                  $ours --epochs 12
-best12_lr_1e-2          $ours --epochs 12 --lr 1e-2
-best12_shuffle0         $ours --epochs 12 --shuffle-digits 0
-best12_adam             $ours --epochs 12 --optimizer adam --weight-decay 1e-4
-best12_muon             $ours --epochs 12 --optimizer muon --lr 1e-2
-best12_warmup_cosine    $ours --epochs 12 --schedule warmup_cosine --warmup-epochs 3
-best12_smoothing0       $ours --epochs 12 --label-smoothing 0
-best12_shift0           $ours --epochs 12 --shift 0
-best12_bs16             $ours --epochs 12 --bs 16
-best12_noise_erase      $ours --epochs 12 --noise 0.05 --erase 0.3
-best12_dropout          $ours --epochs 12 --dropout-last 3
+best                    $ours --epochs 60 --amp
+best_shift2             $ours --epochs 60 --amp --shift 2
+best12                  $ours12
+best12_shuffle0         $ours12 --shuffle-digits 0
+best12_flip             $ours12 --flip 0.5 --flip-picture 0
+best12_shift0           $ours12 --shift 0
+best12_adamw            $ours12 --optimizer adamw --lr 5e-3 --weight-decay 0.05
+best12_wd_0.05          $ours12 --weight-decay 0.05
+best12_warmup_cosine    $ours12 --schedule warmup_cosine --warmup-epochs 3
+best12_smoothing0       $ours12 --label-smoothing 0
+best12_bs16             $ours12 --bs 16
+best12_noise_erase      $ours12 --noise 0.05 --erase 0.3
+best12_dropout          $ours12 --dropout-last 3
 # time to the report's accuracy: three epochs, the first on shrunk images
 fast                    $fast
 fast_seed1              $fast --seed 1

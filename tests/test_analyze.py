@@ -70,15 +70,19 @@ def test_selectivity_closed_forms():
     np.testing.assert_allclose(analyze.selectivity(norms), [0, 1, 0.5, 0, (8 - 1) / (8 + 1)])
 
 
-def test_the_mirror_accuracy_against_an_image_at_a_time(checkpoint, data_dir):
+@pytest.mark.parametrize("width, flags", [(40, {"flip": 1}), (24, {"flip": 0, "flip_picture": 1})])
+def test_the_mirror_accuracy_against_an_image_at_a_time(checkpoint, data_dir, width, flags):
     net, val = load(checkpoint), data.load_splits(data_dir).val
     x = data.Normalize()(val.images / 255)
     with torch.no_grad():
         net.fc.bias -= net(x).mean(0)  # else it sees one class everywhere
-        both = [net(one[None]).softmax(1) + net(one[None].flip(3)).softmax(1) for one in x]
+        mirrored = x.clone()
+        mirrored[:, :, :width, :width] = x[:, :, :width, :width].flip(3)
+        both = [net(one[None]).softmax(1) + net(other[None]).softmax(1) for one, other in zip(x, mirrored)]
         logits = net(x)
     hits = sum(int(p.argmax()) == int(label) for p, label in zip(both, val.labels))
-    assert 0 < hits < len(both) and analyze.mirror_acc(net, val, logits) == pytest.approx(100 * hits / len(both))
+    assert 0 < hits < len(both)
+    assert analyze.mirror_acc(net, val, logits, data.augmentation(**flags)) == pytest.approx(100 * hits / len(both))
     assert hits != int((logits.argmax(1) == val.labels).sum())  # else this test could not tell it from the plain accuracy
 
 
