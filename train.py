@@ -34,7 +34,7 @@ from matplotlib.ticker import LogLocator, NullLocator  # noqa: E402
 EVAL_BATCH = 100     # images a forward pass in evaluation
 AHEAD = 1024         # images augmented at once, in whole batches: few, larger operations; digits are exchanged among them
 TRAIN_EVAL = 5000    # training images that train_acc is measured on
-WINDOW = 50          # steps averaged into one row of steps.csv
+WINDOW = 50          # steps averaged into one row of steps.csv, about: an epoch is cut into equal parts
 
 
 def train(args):
@@ -110,12 +110,12 @@ def train(args):
                             f"are kept. Try a lower --lr than {args.lr:g}")
         train_metrics = evaluate(model, train_eval_set, augment, args.amp)
         val_metrics = evaluate(model, val_set, no_augment, args.amp)
-        first_step = len(losses) * (epoch - 1)
-        for i in range(0, len(losses), WINDOW):
-            chunk = losses[i:i + WINDOW]
-            steps.append({"step": first_step + i + len(chunk), "epoch": epoch, "train_loss": chunk.mean().item()})
+        done = len(losses) * (epoch - 1)
+        for part in losses.tensor_split(max(1, round(len(losses) / WINDOW))):
+            done += len(part)
+            steps.append({"step": done, "epoch": epoch, "train_loss": part.mean().item()})
         log.append({
-            "epoch": epoch, "step": first_step + len(losses), "lr": lr,
+            "epoch": epoch, "step": done, "lr": lr,
             "train_loss": losses.mean().item(), "train_acc": train_metrics["acc"],
             "val_loss": val_metrics["loss"], "val_acc": val_metrics["acc"],
             "val_acc_agree": val_metrics["acc_agree"], "val_acc_conflict": val_metrics["acc_conflict"],

@@ -74,6 +74,18 @@ def test_a_run_writes_its_files(whole):
     assert best["val_acc"] == pytest.approx(max(accuracies)) and best["epoch"] == accuracies.index(max(accuracies)) + 1
 
 
+def test_steps_csv_cuts_each_epoch_into_equal_parts(data_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "WINDOW", 3)
+    call(data_dir, tmp_path)
+    with open(tmp_path / "steps.csv", newline="") as file:
+        steps = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in steps] == [4, 7, 11, 14, 18, 21, 25, 28]  # seven steps an epoch
+    for row, four, three in zip(rows(tmp_path), steps[::2], steps[1::2]):
+        assert four["epoch"] == three["epoch"] == row["epoch"]
+        assert (4 * float(four["train_loss"]) + 3 * float(three["train_loss"])) / 7 == pytest.approx(
+            float(row["train_loss"]), rel=1e-5)
+
+
 def test_the_last_rows_are_the_last_weights(whole, data_dir):
     """val_acc and its groups, computed here image by image from last.pt."""
     net = CNN().eval()
