@@ -77,7 +77,6 @@ final_seed1             --seed 1
 final_seed2             --seed 2
 final_data1             --data-seed 1 --amp
 final_data2             --data-seed 2 --amp
-final_data3             --data-seed 3 --amp
 baseline_data1          $plain --bs 64 --epochs 25 --data-seed 1
 baseline_data2          $plain --bs 64 --epochs 25 --data-seed 2
 baseline_data3          $plain --bs 64 --epochs 25 --data-seed 3
@@ -94,6 +93,7 @@ match0.9_shuffle1       --match-prob 0.9 --shuffle-digits 1
 # a recipe of our own, and at 12 epochs what each of its parts gives: one is changed back, or away, in each run
 best                    $ours --epochs 60 --amp
 best_shift2             $ours --epochs 60 --amp --shift 2
+best_dropout            $ours --epochs 60 --amp --dropout-last 3
 best12                  $ours12
 best12_shuffle0         $ours12 --shuffle-digits 0
 best12_flip             $ours12 --flip 0.5 --flip-picture 0
