@@ -16,6 +16,11 @@ cd "$(dirname "$0")" || exit
 [ -f train.py ] || cd "${SLURM_SUBMIT_DIR:-.}" || exit   # SLURM runs a copy of this file from elsewhere
 PYTHON=${PYTHON:-$(command -v python || command -v python3)}
 JOBS=${JOBS:-1}
+results=results trial=""
+if [ -n "${EPOCHS:-}${LIMIT:-}" ]; then
+    results=results/trial
+    trial="${EPOCHS:+--epochs $EPOCHS --warmup-epochs $((EPOCHS / 6))} ${LIMIT:+--limit $LIMIT}"
+fi
 
 # The flags of a run are those in which it differs from the final recipe, which is train.py's defaults.
 plain="--schedule cosine --noise 0 --erase 0 --dropout-last 0"   # sections 1 to 1.2: flip and normalize only
@@ -23,6 +28,7 @@ tuned="--schedule cosine --dropout-last 0"                       # section 1.3: 
 wide="--erase-scale 0.02 0.1"
 ours="--bs 32 --lr 1e-2 --lr-min 0 --optimizer muon --weight-decay 0.01 --schedule onecycle --label-smoothing 0.1"
 ours="$ours --shuffle-digits 1 --shift 1 --flip 0 --flip-picture 0.5 --noise 0 --erase 0 --dropout-last 0"   # beyond the report
+taught="$ours --epochs 60 --amp --label-smoothing 0 --teacher $results/best/best.pt"
 ours12="$ours --epochs 12 --amp"   # leave --amp out on a CPU without bfloat16
 fast="$ours --epochs 3 --lr 1.5e-2 --weight-decay 0.05 --start-factor 0.5 --flip-picture 0 --shift 0 --small-epochs 1"
 
@@ -90,10 +96,14 @@ shuffle0.5              --shuffle-digits 0.5
 shuffle1                --shuffle-digits 1
 match0.9                --match-prob 0.9
 match0.9_shuffle1       --match-prob 0.9 --shuffle-digits 1
-# a recipe of our own, and at 12 epochs what each of its parts gives: one is changed back, or away, in each run
+# a recipe of our own
 best                    $ours --epochs 60 --amp
 best_shift2             $ours --epochs 60 --amp --shift 2
 best_dropout            $ours --epochs 60 --amp --dropout-last 3
+# our recipe taught: the same network learns the probabilities of best, in place of the labels; run best first
+best_taught             $taught
+best_taught_seed1       $taught --seed 1
+# what each part of our recipe gives, at 12 epochs: one is changed back, or away, in each run
 best12                  $ours12
 best12_shuffle0         $ours12 --shuffle-digits 0
 best12_flip             $ours12 --flip 0.5 --flip-picture 0
@@ -120,12 +130,6 @@ demo() {
     "$PYTHON" analyze.py --data-dir data/synthetic --ckpt results/demo/best.pt
     echo "demo done, on synthetic data: see results/demo/curves.png, filters.png and experts.png there"
 }
-
-results=results trial=""
-if [ -n "${EPOCHS:-}${LIMIT:-}" ]; then
-    results=results/trial
-    trial="${EPOCHS:+--epochs $EPOCHS --warmup-epochs $((EPOCHS / 6))} ${LIMIT:+--limit $LIMIT}"
-fi
 
 finished() {  # name flags: the log has a row for every epoch, and the command was this one
     local out=$results/$1 epochs

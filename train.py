@@ -21,7 +21,7 @@ import matplotlib
 import torch
 import torch.nn.functional as F
 
-from data import Shrink, apply, augmentation, load_splits
+from data import FlipPicture, RandomHorizontalFlip, Shrink, apply, augmentation, load_splits
 from model import CNN
 from schedules import EVERY_BATCH, SCHEDULES, make_schedule
 from utils import (UserError, atomic, device_name, keep_freed_memory, load_checkpoint, load_weights, number, pick_device,
@@ -45,6 +45,7 @@ def train(args):
     elif args.compile:
         refuse("--compile is for NVIDIA GPUs only; leave it out")
     state = claim(out, args)
+    teacher = make_teacher(args.teacher, args.flip_picture > 0, device, args.amp) if args.teacher else None
     splits = load_splits(args.data_dir, args.match_prob, args.data_seed)
     train_set, val_set = splits.train.first(args.limit).to(device), splits.val.to(device)
     train_eval_set = train_set.first(TRAIN_EVAL)
@@ -98,7 +99,7 @@ def train(args):
         lr = float(optimizer.param_groups[0]["lr"])
         transforms = [*augment, Shrink(args.small_size)] if epoch <= args.small_epochs else augment
         model.train()
-        losses = train_epoch(step, train_set, transforms, args.bs, after_step)
+        losses = train_epoch(step, train_set, transforms, args.bs, after_step, teacher)
         if args.schedule not in EVERY_BATCH:
             schedule.step()
 
@@ -138,19 +139,31 @@ def train(args):
     report(out, splits, device, args.amp)
 
 
-def train_epoch(step, split, transforms, bs, after_step=lambda i, losses: None):
+def train_epoch(step, split, transforms, bs, after_step=lambda i, losses: None, teacher=None):
     """One pass over `split` in random order: gather, augment, `step`. Returns the losses of the batches, float
-    [ceil(N/bs)], on the device; `after_step(i, losses)` is called after each."""
+    [ceil(N/bs)], on the device; `after_step(i, losses)` is called after each. With a `teacher` a step
+    gets its probabilities, `teacher(images)`, in place of the labels."""
     order = torch.randperm(len(split.labels), device=split.labels.device)
     losses = torch.zeros(math.ceil(len(order) / bs), device=order.device)
     i = 0
     for part in order.split(bs * max(1, AHEAD // bs)):
-        images, labels = apply(transforms, split.images[part]), split.labels[part]
-        for batch in zip(images.split(bs), labels.split(bs)):
+        images = apply(transforms, split.images[part])
+        targets = teacher(images) if teacher else split.labels[part]
+        for batch in zip(images.split(bs), targets.split(bs)):
             losses[i] = step(*batch)
             after_step(i, losses)
             i += 1
     return losses
+
+
+def make_teacher(path, flip_picture, device, amp=False):
+    """A function of augmented images, float [N,3,H,W]: the probabilities [N,10] that the network in `path` gives them, mean
+    over an image and its mirror image (with `flip_picture` only the picture is mirrored). Knowledge distillation (G. Hinton
+    et al., 2015), from a teacher of the same size (T. Furlanello et al., *Born-again neural networks*, ICML 2018)."""
+    model = CNN().to(device, memory_format=torch.channels_last)
+    load_weights(model, load_checkpoint(path, device), path)
+    mirror = FlipPicture(1) if flip_picture else RandomHorizontalFlip(1)
+    return lambda images: sum(predict(model, images, transforms, amp).softmax(1) for transforms in ([], [mirror])) / 2
 
 
 def make_optimizer(name, model, lr, weight_decay=0.0):
@@ -162,14 +175,14 @@ def make_optimizer(name, model, lr, weight_decay=0.0):
 
 
 def make_step(model, optimizer, amp=False, label_smoothing=0.0, compiled=False):
-    """A function `step(images, labels)`, float [N,3,H,W] and int64 [N]: forward, backward, Adam. It returns the loss, on
-    the device."""
+    """A function `step(images, targets)`, float [N,3,H,W] and int64 labels [N] or probabilities [N,10]: forward, backward,
+    Adam. It returns the loss, on the device."""
     net = torch.compile(model, dynamic=False) if compiled else model
 
-    def step(images, labels):
+    def step(images, targets):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
             logits = net(images)
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
+        loss = F.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -432,6 +445,8 @@ def parse_args(argv=None):
     flag("--small-epochs", "train the first N epochs on images shrunk to --small-size: faster", type=number(int, 0), default=0)
     flag("--small-size", "height and width of those images, pixels", type=number(int, 8), default=24)
     flag("--label-smoothing", "share of the target that is spread over all classes", type=share, default=0.0)
+    flag("--teacher", "best.pt of a finished run: its probabilities, mean over an image and its mirror image, are learned in\n"
+         "place of the labels; use it with --label-smoothing 0", metavar="CKPT")
     flag("--dropout-last", "dropout after the last N convolutional blocks, 0 to 5", type=number(int, 0, 5), default=3)
     flag("--dropout-p", "probability of dropout", type=share, default=0.1)
     flag("--match-prob", "probability that a training digit is set to the label's index;\nelse it is uniform",
@@ -451,6 +466,8 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if args.schedule == "warmup_cosine" and args.warmup_epochs >= args.epochs:
         parser.error(f"--warmup-epochs {args.warmup_epochs} must be fewer than --epochs {args.epochs}")
+    if args.teacher and args.small_epochs:
+        parser.error("--teacher and --small-epochs exclude each other: a teacher knows images of full size only")
     if args.erase_scale[0] > args.erase_scale[1]:
         parser.error("--erase-scale takes the lower share first")
     if args.resume and args.overwrite:

@@ -177,6 +177,40 @@ def test_muon_is_torchs_on_the_kernels_and_adamw_on_the_rest():
         assert difference < (0.02 if p.ndim == 4 else 1e-5), name
 
 
+# ---------------------------------------------------------------- learning from a teacher
+@pytest.mark.parametrize("width, flags", [(40, ()), (24, ("--flip", "0", "--flip-picture", "0.5"))])
+def test_a_teachers_first_step(whole, data_dir, tmp_path, width, flags):
+    """The loss of a first step, against the teacher's probabilities of each augmented image and its mirror image, one by
+    one; the labels play no part."""
+    call(data_dir, tmp_path / "r", "--limit", "16", "--epochs", "1", "--schedule", "constant", "--dropout-last", "0",
+         "--teacher", str(whole / "best.pt"), *flags)
+    args = train.parse_args(flags)
+    teacher = CNN().eval()
+    teacher.load_state_dict(torch.load(whole / "best.pt", weights_only=True)["model"])
+    torch.manual_seed(0)
+    net = CNN(0).to(memory_format=torch.channels_last).train()
+    images = data.load_splits(data_dir).train.images[:16]
+    torch.manual_seed(1)
+    order = torch.randperm(16)
+    x = data.apply(data.augmentation(args.flip, 0, 0.05, 0.3, flip_picture=args.flip_picture), images[order])
+    other = x.clone()
+    other[:, :, :width, :width] = torch.from_numpy(x.numpy()[:, :, :width, width - 1::-1].copy())
+    with torch.no_grad():
+        targets = torch.cat([(teacher(a[None]).softmax(1) + teacher(b[None]).softmax(1)) / 2 for a, b in zip(x, other)])
+    expected = -(targets * net(x).log_softmax(1)).sum(1).mean().item()
+    assert float(rows(tmp_path / "r")[0]["train_loss"]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_teacher_is_named_when_it_is_missing_and_a_taught_run_resumes(whole, data_dir, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="none.pt not found"):
+        call(data_dir, tmp_path / "r", "--teacher", str(tmp_path / "none.pt"))
+    flags = ("--teacher", str(whole / "best.pt"))
+    call(data_dir, tmp_path / "whole", *flags)
+    stop_in_step(2 * 7 + 4, monkeypatch, data_dir, tmp_path / "r", *flags)
+    call(data_dir, tmp_path / "r", *flags, "--resume")
+    assert_same_run(tmp_path / "r", tmp_path / "whole")
+
+
 # ---------------------------------------------------------------- evaluation
 def test_evaluation_is_in_evaluation_mode_and_changes_nothing(data_dir):
     net, val = CNN(5, 0.5).train(), data.load_splits(data_dir).val
@@ -438,7 +472,7 @@ def test_bad_checkpoints_are_named(whole, tmp_path, kind):
                                    "--erase 1.5", "--erase-scale 0.1 0.02", "--dropout-last 6", "--dropout-p 2",
                                    "--noise -1", "--rotate 200", "--match-prob 1.1", "--shuffle-digits 2", "--shift 13", "--shift 0.5", "--flip-picture 1.1",
                                    "--small-epochs -1", "--small-size 7", "--label-smoothing 2", "--optimizer sgd", "--schedule linear", "--limit 0",
-                                   "--seed -1", "--warmup-epochs 10 --epochs 10", "--resume --overwrite", "--gamma x"])
+                                   "--seed -1", "--teacher a.pt --small-epochs 1", "--warmup-epochs 10 --epochs 10", "--resume --overwrite", "--gamma x"])
 def test_bad_flags_exit_with_2(flags, capsys):
     with pytest.raises(SystemExit) as stop:
         train.parse_args(flags.split())
