@@ -8,6 +8,7 @@ evaluation; the step's GFLOP/s as a share of this machine's matrix product in th
 where there is one) and the seconds from start to the first step of train.py.
 """
 import argparse
+import contextlib
 import multiprocessing
 import os
 import resource
@@ -112,9 +113,12 @@ class Ours:
         return images / (time.perf_counter() - start)
 
 
+@contextlib.contextmanager
 def process(loop, *args):
     """A process for `loop(*args)` alone, as each loop has in use: what one does to its memory is not the other's gain."""
-    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), start_loop, (loop, args))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), start_loop, (loop, args)) as executor:
+        yield executor
+        executor.submit(stop_loop).result()
 
 
 def start_loop(loop, args):
@@ -122,6 +126,12 @@ def start_loop(loop, args):
     if args[-1].type == "cuda":
         torch.cuda.set_stream(torch.cuda.Stream())  # as train.py does
     LOOP = loop(*args)
+
+
+def stop_loop():
+    """Let go of the loop before its process ends, which would end a DataLoader's workers while its threads wait for them."""
+    global LOOP
+    LOOP = None
 
 
 def measure(seconds, training=True):
