@@ -28,7 +28,7 @@ tuned="--schedule cosine --dropout-last 0"                       # section 1.3: 
 wide="--erase-scale 0.02 0.1"
 ours="--bs 32 --lr 1e-2 --lr-min 0 --optimizer muon --weight-decay 0.01 --schedule onecycle --label-smoothing 0.1"
 ours="$ours --shuffle-digits 1 --shift 1 --flip 0 --flip-picture 0.5 --noise 0 --erase 0 --dropout-last 0"   # beyond the report
-taught="$ours --epochs 60 --amp --label-smoothing 0 --teacher $results/best/best.pt"
+taught="$ours --amp --label-smoothing 0 --teacher $results/best/best.pt"
 ours12="$ours --epochs 12 --amp"   # leave --amp out on a CPU without bfloat16
 fast="$ours --epochs 3 --lr 1.5e-2 --weight-decay 0.05 --start-factor 0.5 --flip-picture 0 --shift 0 --small-epochs 1"
 
@@ -101,8 +101,9 @@ best                    $ours --epochs 60 --amp
 best_shift2             $ours --epochs 60 --amp --shift 2
 best_dropout            $ours --epochs 60 --amp --dropout-last 3
 # our recipe taught: the same network learns the probabilities of best, in place of the labels; run best first
-best_taught             $taught
-best_taught_seed1       $taught --seed 1
+best_taught             $taught --epochs 60
+best_taught_seed1       $taught --epochs 60 --seed 1
+best_taught_labels      $taught --epochs 50 --label-share 0.3 --label-smoothing 0.1
 # what each part of our recipe gives, at 12 epochs: one is changed back, or away, in each run
 best12                  $ours12
 best12_shuffle0         $ours12 --shuffle-digits 0

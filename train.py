@@ -45,7 +45,8 @@ def train(args):
     elif args.compile:
         refuse("--compile is for NVIDIA GPUs only; leave it out")
     state = claim(out, args)
-    teacher = make_teacher(args.teacher, args.flip_picture > 0, device, args.amp) if args.teacher else None
+    teacher = (make_teacher(args.teacher, args.label_share, args.flip_picture > 0, device, args.amp) if args.teacher
+               else lambda images, labels: labels)
     splits = load_splits(args.data_dir, args.match_prob, args.data_seed)
     train_set, val_set = splits.train.first(args.limit).to(device), splits.val.to(device)
     train_eval_set = train_set.first(TRAIN_EVAL)
@@ -139,31 +140,36 @@ def train(args):
     report(out, splits, device, args.amp)
 
 
-def train_epoch(step, split, transforms, bs, after_step=lambda i, losses: None, teacher=None):
+def train_epoch(step, split, transforms, bs, after_step=lambda i, losses: None,
+                teacher=lambda images, labels: labels):
     """One pass over `split` in random order: gather, augment, `step`. Returns the losses of the batches, float
-    [ceil(N/bs)], on the device; `after_step(i, losses)` is called after each. With a `teacher` a step
-    gets its probabilities, `teacher(images)`, in place of the labels."""
+    [ceil(N/bs)], on the device; `after_step(i, losses)` is called after each. A step learns what
+    `teacher(images, labels)` says: the labels themselves, or see make_teacher."""
     order = torch.randperm(len(split.labels), device=split.labels.device)
     losses = torch.zeros(math.ceil(len(order) / bs), device=order.device)
     i = 0
     for part in order.split(bs * max(1, AHEAD // bs)):
         images = apply(transforms, split.images[part])
-        targets = teacher(images) if teacher else split.labels[part]
-        for batch in zip(images.split(bs), targets.split(bs)):
+        for batch in zip(images.split(bs), teacher(images, split.labels[part]).split(bs)):
             losses[i] = step(*batch)
             after_step(i, losses)
             i += 1
     return losses
 
 
-def make_teacher(path, flip_picture, device, amp=False):
-    """A function of augmented images, float [N,3,H,W]: the probabilities [N,10] that the network in `path` gives them, mean
-    over an image and its mirror image (with `flip_picture` only the picture is mirrored). Knowledge distillation (G. Hinton
-    et al., 2015), from a teacher of the same size (T. Furlanello et al., *Born-again neural networks*, ICML 2018)."""
+def make_teacher(path, label_share, flip_picture, device, amp=False):
+    """A function of augmented images, float [N,3,H,W], and labels [N]: the probabilities [N,10] that the network in `path`
+    gives the images, mean over an image and its mirror image (with `flip_picture` only the picture is mirrored), and the
+    labels with a share of `label_share`. Knowledge distillation (G. Hinton et al., 2015), from a teacher of the same size
+    (T. Furlanello et al., *Born-again neural networks*, ICML 2018)."""
     model = CNN().to(device, memory_format=torch.channels_last)
     load_weights(model, load_checkpoint(path, device), path)
     mirror = FlipPicture(1) if flip_picture else RandomHorizontalFlip(1)
-    return lambda images: sum(predict(model, images, transforms, amp).softmax(1) for transforms in ([], [mirror])) / 2
+
+    def teacher(images, labels):
+        taught = sum(predict(model, images, transforms, amp).softmax(1) for transforms in ([], [mirror])) / 2
+        return label_share * F.one_hot(labels, 10) + (1 - label_share) * taught
+    return teacher
 
 
 def make_optimizer(name, model, lr, weight_decay=0.0):
@@ -446,7 +452,8 @@ def parse_args(argv=None):
     flag("--small-size", "height and width of those images, pixels", type=number(int, 8), default=24)
     flag("--label-smoothing", "share of the target that is spread over all classes", type=share, default=0.0)
     flag("--teacher", "best.pt of a finished run: its probabilities, mean over an image and its mirror image, are learned in\n"
-         "place of the labels; use it with --label-smoothing 0", metavar="CKPT")
+         "place of the labels", metavar="CKPT")
+    flag("--label-share", "share that the labels keep in what is learned from a --teacher", type=share, default=0.0)
     flag("--dropout-last", "dropout after the last N convolutional blocks, 0 to 5", type=number(int, 0, 5), default=3)
     flag("--dropout-p", "probability of dropout", type=share, default=0.1)
     flag("--match-prob", "probability that a training digit is set to the label's index;\nelse it is uniform",

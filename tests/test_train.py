@@ -178,10 +178,10 @@ def test_muon_is_torchs_on_the_kernels_and_adamw_on_the_rest():
 
 
 # ---------------------------------------------------------------- learning from a teacher
-@pytest.mark.parametrize("width, flags", [(40, ()), (24, ("--flip", "0", "--flip-picture", "0.5"))])
+@pytest.mark.parametrize("width, flags", [(40, ()), (24, ("--flip", "0", "--flip-picture", "0.5", "--label-share", "0.3"))])
 def test_a_teachers_first_step(whole, data_dir, tmp_path, width, flags):
     """The loss of a first step, against the teacher's probabilities of each augmented image and its mirror image, one by
-    one; the labels play no part."""
+    one; the labels play no part, or one of 30 %."""
     call(data_dir, tmp_path / "r", "--limit", "16", "--epochs", "1", "--schedule", "constant", "--dropout-last", "0",
          "--teacher", str(whole / "best.pt"), *flags)
     args = train.parse_args(flags)
@@ -189,14 +189,16 @@ def test_a_teachers_first_step(whole, data_dir, tmp_path, width, flags):
     teacher.load_state_dict(torch.load(whole / "best.pt", weights_only=True)["model"])
     torch.manual_seed(0)
     net = CNN(0).to(memory_format=torch.channels_last).train()
-    images = data.load_splits(data_dir).train.images[:16]
+    split = data.load_splits(data_dir).train
     torch.manual_seed(1)
     order = torch.randperm(16)
-    x = data.apply(data.augmentation(args.flip, 0, 0.05, 0.3, flip_picture=args.flip_picture), images[order])
+    x = data.apply(data.augmentation(args.flip, 0, 0.05, 0.3, flip_picture=args.flip_picture), split.images[order])
     other = x.clone()
     other[:, :, :width, :width] = torch.from_numpy(x.numpy()[:, :, :width, width - 1::-1].copy())
     with torch.no_grad():
         targets = torch.cat([(teacher(a[None]).softmax(1) + teacher(b[None]).softmax(1)) / 2 for a, b in zip(x, other)])
+    if args.label_share:
+        targets = 0.7 * targets + 0.3 * torch.eye(10)[split.labels[order]]
     expected = -(targets * net(x).log_softmax(1)).sum(1).mean().item()
     assert float(rows(tmp_path / "r")[0]["train_loss"]) == pytest.approx(expected, rel=1e-4)
 
@@ -472,7 +474,7 @@ def test_bad_checkpoints_are_named(whole, tmp_path, kind):
                                    "--erase 1.5", "--erase-scale 0.1 0.02", "--dropout-last 6", "--dropout-p 2",
                                    "--noise -1", "--rotate 200", "--match-prob 1.1", "--shuffle-digits 2", "--shift 13", "--shift 0.5", "--flip-picture 1.1",
                                    "--small-epochs -1", "--small-size 7", "--label-smoothing 2", "--optimizer sgd", "--schedule linear", "--limit 0",
-                                   "--seed -1", "--teacher a.pt --small-epochs 1", "--warmup-epochs 10 --epochs 10", "--resume --overwrite", "--gamma x"])
+                                   "--seed -1", "--teacher a.pt --small-epochs 1", "--label-share 2", "--warmup-epochs 10 --epochs 10", "--resume --overwrite", "--gamma x"])
 def test_bad_flags_exit_with_2(flags, capsys):
     with pytest.raises(SystemExit) as stop:
         train.parse_args(flags.split())
