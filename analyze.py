@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torchvision.utils import save_image
 
-from data import COMPOSITES, DIGIT, apply, augmentation, load_splits, read_images
+from data import COMPOSITES, DIGIT, apply, augmentation, load_splits, mirror, read_images
 from model import CNN
 from train import EVAL_BATCH, differing, parse_args as parse_train_args, percent, predict, score
 from utils import UserError, atomic, load_checkpoint, load_weights, number, pick_device, read_csv, run, write_csv, write_text
@@ -90,10 +90,10 @@ def selectivity_lines(layer, norms, untrained, classes):
               for i in np.argsort(-index, kind="stable")[:5])]
 
 
-def mirror_acc(model, split, logits, mirror):
+def mirror_acc(model, split, logits, transforms):
     """Accuracy (percent) where each image's probabilities, those of `logits`, are averaged with those of its mirror image,
-    which the transforms `mirror` make."""
-    mirrored = predict(model, split.images, mirror)
+    which `transforms` make."""
+    mirrored = predict(model, split.images, transforms)
     return percent((logits.softmax(1) + mirrored.softmax(1)).argmax(1) == split.labels)
 
 
@@ -695,18 +695,17 @@ def analyze(args):
     layers = sorted({layer for name in args.layer for layer in LAYERS[name]})
     predictions = logits.argmax(1)
     scores = score(logits, val)
-    # as it was mirrored in training: the picture alone, or the composite
-    mirror = augmentation(flip=0, flip_picture=1) if trained.get("flip_picture") else augmentation(flip=1)
+    mirrored = [mirror(trained.get("flip_picture")), *NO_AUGMENT]
     lines = [f"source {source}"]
     if "epoch" in checkpoint:
         lines += [f"epoch {checkpoint['epoch']}"]
     lines += [f"val_acc {scores['acc']:.2f} ({len(val.labels)} images)",
-              f"val_acc_mirror {mirror_acc(model, val, logits, mirror):.2f} (probabilities averaged with the mirror image's)"]
+              f"val_acc_mirror {mirror_acc(model, val, logits, mirrored):.2f} (probabilities averaged with the mirror image's)"]
     if splits.test:
         test = splits.test.to(device)
         test_logits = predict(model, test.images, NO_AUGMENT)
         lines += [f"test_acc {score(test_logits, test)['acc']:.2f} ({len(test.labels)} images)",
-                  f"test_acc_mirror {mirror_acc(model, test, test_logits, mirror):.2f}"]
+                  f"test_acc_mirror {mirror_acc(model, test, test_logits, mirrored):.2f}"]
     for layer in sorted({1, 5, *layers}):
         lines += selectivity_lines(layer, norms[layer - 1], untrained[layer - 1], classes)
     if digits_known:

@@ -315,6 +315,11 @@ class FlipPicture(RandomHorizontalFlip):
         return x
 
 
+def mirror(flip_picture):
+    """The transform that mirrors each image as a run's training did: the picture where it is, or the whole composite."""
+    return FlipPicture(1) if flip_picture else RandomHorizontalFlip(1)
+
+
 class RandomRotation:
     """Turns each image by an angle drawn from [-degrees, degrees] about its centre; nearest pixel, corners 0."""
 

@@ -21,7 +21,7 @@ import matplotlib
 import torch
 import torch.nn.functional as F
 
-from data import FlipPicture, RandomHorizontalFlip, Shrink, apply, augmentation, load_splits
+from data import Shrink, apply, augmentation, load_splits, mirror
 from model import CNN
 from schedules import EVERY_BATCH, SCHEDULES, make_schedule
 from utils import (UserError, atomic, device_name, keep_freed_memory, load_checkpoint, load_weights, number, pick_device,
@@ -45,8 +45,7 @@ def train(args):
     elif args.compile:
         refuse("--compile is for NVIDIA GPUs only; leave it out")
     state = claim(out, args)
-    teacher = (make_teacher(args.teacher, args.label_share, args.flip_picture > 0, device, args.amp) if args.teacher
-               else lambda images, labels: labels)
+    teacher = make_teacher(args.teacher, args.label_share, args.flip_picture, device, args.amp) if args.teacher else None
     splits = load_splits(args.data_dir, args.match_prob, args.data_seed)
     train_set, val_set = splits.train.first(args.limit).to(device), splits.val.to(device)
     train_eval_set = train_set.first(TRAIN_EVAL)
@@ -140,17 +139,18 @@ def train(args):
     report(out, splits, device, args.amp)
 
 
-def train_epoch(step, split, transforms, bs, after_step=lambda i, losses: None,
-                teacher=lambda images, labels: labels):
+def train_epoch(step, split, transforms, bs, after_step=lambda i, losses: None, teacher=None):
     """One pass over `split` in random order: gather, augment, `step`. Returns the losses of the batches, float
-    [ceil(N/bs)], on the device; `after_step(i, losses)` is called after each. A step learns what
-    `teacher(images, labels)` says: the labels themselves, or see make_teacher."""
+    [ceil(N/bs)], on the device; `after_step(i, losses)` is called after each. With a `teacher` (make_teacher) a
+    step learns `teacher(images, labels)`, without one the labels."""
     order = torch.randperm(len(split.labels), device=split.labels.device)
     losses = torch.zeros(math.ceil(len(order) / bs), device=order.device)
     i = 0
     for part in order.split(bs * max(1, AHEAD // bs)):
-        images = apply(transforms, split.images[part])
-        for batch in zip(images.split(bs), teacher(images, split.labels[part]).split(bs)):
+        images, targets = apply(transforms, split.images[part]), split.labels[part]
+        if teacher:
+            targets = teacher(images, targets)
+        for batch in zip(images.split(bs), targets.split(bs)):
             losses[i] = step(*batch)
             after_step(i, losses)
             i += 1
@@ -159,15 +159,14 @@ def train_epoch(step, split, transforms, bs, after_step=lambda i, losses: None,
 
 def make_teacher(path, label_share, flip_picture, device, amp=False):
     """A function of augmented images, float [N,3,H,W], and labels [N]: the probabilities [N,10] that the network in `path`
-    gives the images, mean over an image and its mirror image (with `flip_picture` only the picture is mirrored), and the
+    gives the images, mean over an image and its mirror image (`flip_picture`: see data.mirror), and the
     labels with a share of `label_share`. Knowledge distillation (G. Hinton et al., 2015), from a teacher of the same size
     (T. Furlanello et al., *Born-again neural networks*, ICML 2018)."""
     model = CNN().to(device, memory_format=torch.channels_last)
     load_weights(model, load_checkpoint(path, device), path)
-    mirror = FlipPicture(1) if flip_picture else RandomHorizontalFlip(1)
 
     def teacher(images, labels):
-        taught = sum(predict(model, images, transforms, amp).softmax(1) for transforms in ([], [mirror])) / 2
+        taught = sum(predict(model, images, transforms, amp).softmax(1) for transforms in ([], [mirror(flip_picture)])) / 2
         return label_share * F.one_hot(labels, 10) + (1 - label_share) * taught
     return teacher
 
