@@ -29,6 +29,8 @@ wide="--erase-scale 0.02 0.1"
 ours="--bs 32 --lr 1e-2 --lr-min 0 --optimizer muon --weight-decay 0.01 --schedule onecycle --label-smoothing 0.1"
 ours="$ours --shuffle-digits 1 --shift 1 --flip 0 --flip-picture 0.5 --noise 0 --erase 0 --dropout-last 0"   # beyond the report
 taught="$ours --amp --label-smoothing 0 --teacher $results/best/best.pt"
+taught2="$ours --amp --epochs 60 --label-share 0.3 --teacher $results/best/best.pt $results/best_shift2/best.pt"
+taught3="$taught2 $results/best_dropout/best.pt"
 ours12="$ours --epochs 12 --amp"   # leave --amp out on a CPU without bfloat16
 fast="$ours --epochs 3 --lr 1.5e-2 --weight-decay 0.05 --start-factor 0.5 --flip-picture 0 --shift 0 --small-epochs 1"
 
@@ -83,6 +85,9 @@ final_seed1             --seed 1
 final_seed2             --seed 2
 final_data1             --data-seed 1 --amp
 final_data2             --data-seed 2 --amp
+final_data3             --data-seed 3
+final_data4             --data-seed 4
+final_data5             --data-seed 5
 baseline_data1          $plain --bs 64 --epochs 25 --data-seed 1
 baseline_data2          $plain --bs 64 --epochs 25 --data-seed 2
 baseline_data3          $plain --bs 64 --epochs 25 --data-seed 3
@@ -104,6 +109,15 @@ best_dropout            $ours --epochs 60 --amp --dropout-last 3
 best_taught             $taught --epochs 60
 best_taught_seed1       $taught --epochs 60 --seed 1
 best_taught_labels      $taught --epochs 50 --label-share 0.3 --label-smoothing 0.1
+# taught by three networks at once: run best, best_shift2 and best_dropout first
+taught3                 $taught3 --shift 2 --lr 2e-2
+taught3_seed1           $taught3 --shift 2 --lr 2e-2 --seed 1
+taught3_lr1e-2          $taught3 --shift 2
+taught3_shift1          $taught3 --lr 2e-2
+taught3_shift1_lr1e-2   $taught3
+taught3_share0.5        $taught3 --label-share 0.5
+taught3_share0          $taught3 --shift 2 --label-share 0 --label-smoothing 0
+taught2_seed1           $taught2 --seed 1
 # what each part of our recipe gives, at 12 epochs: one is changed back, or away, in each run
 best12                  $ours12
 best12_shuffle0         $ours12 --shuffle-digits 0

@@ -157,17 +157,19 @@ def train_epoch(step, split, transforms, bs, after_step=lambda i, losses: None, 
     return losses
 
 
-def make_teacher(path, label_share, flip_picture, device, amp=False):
-    """A function of augmented images, float [N,3,H,W], and labels [N]: the probabilities [N,10] that the network in `path`
-    gives the images, mean over an image and its mirror image (`flip_picture`: see data.mirror), and the
-    labels with a share of `label_share`. Knowledge distillation (G. Hinton et al., 2015), from a teacher of the same size
+def make_teacher(paths, label_share, flip_picture, device, amp=False):
+    """A function of augmented images, float [N,3,H,W], and labels [N]: the probabilities [N,10] that the networks in `paths`
+    give the images, mean over the networks and over an image and its mirror image (`flip_picture`: see data.mirror), and the
+    labels with a share of `label_share`. Knowledge distillation (G. Hinton et al., 2015), from teachers of the same size
     (T. Furlanello et al., *Born-again neural networks*, ICML 2018)."""
-    model = CNN().to(device, memory_format=torch.channels_last)
-    load_weights(model, load_checkpoint(path, device), path)
+    models = [CNN().to(device, memory_format=torch.channels_last) for _ in paths]
+    for model, path in zip(models, paths):
+        load_weights(model, load_checkpoint(path, device), path)
+    views = [], [mirror(flip_picture)]
 
     def teacher(images, labels):
-        taught = sum(predict(model, images, transforms, amp).softmax(1) for transforms in ([], [mirror(flip_picture)])) / 2
-        return label_share * F.one_hot(labels, 10) + (1 - label_share) * taught
+        taught = sum(predict(model, images, view, amp).softmax(1) for model in models for view in views)
+        return label_share * F.one_hot(labels, 10) + (1 - label_share) * taught / (len(models) * len(views))
     return teacher
 
 
@@ -450,8 +452,8 @@ def parse_args(argv=None):
     flag("--small-epochs", "train the first N epochs on images shrunk to --small-size: faster", type=number(int, 0), default=0)
     flag("--small-size", "height and width of those images, pixels", type=number(int, 8), default=24)
     flag("--label-smoothing", "share of the target that is spread over all classes", type=share, default=0.0)
-    flag("--teacher", "best.pt of a finished run: its probabilities, mean over an image and its mirror image, are learned in\n"
-         "place of the labels", metavar="CKPT")
+    flag("--teacher", "best.pt of one or more finished runs: their probabilities, mean over the runs and over an image and its\n"
+         "mirror image, are learned in place of the labels", nargs="+", metavar="CKPT")
     flag("--label-share", "share that the labels keep in what is learned from a --teacher", type=share, default=0.0)
     flag("--dropout-last", "dropout after the last N convolutional blocks, 0 to 5", type=number(int, 0, 5), default=3)
     flag("--dropout-p", "probability of dropout", type=share, default=0.1)

@@ -178,15 +178,21 @@ def test_muon_is_torchs_on_the_kernels_and_adamw_on_the_rest():
 
 
 # ---------------------------------------------------------------- learning from a teacher
-@pytest.mark.parametrize("width, flags", [(40, ()), (24, ("--flip", "0", "--flip-picture", "0.5", "--label-share", "0.3"))])
-def test_a_teachers_first_step(whole, data_dir, tmp_path, width, flags):
-    """The loss of a first step, against the teacher's probabilities of each augmented image and its mirror image, one by
-    one; the labels play no part, or one of 30 %."""
+@pytest.mark.parametrize("width, teachers, flags", [
+    (40, 1, ()), (24, 2, ("--flip", "0", "--flip-picture", "0.5", "--label-share", "0.3"))])
+def test_a_taught_first_step(whole, data_dir, tmp_path, width, teachers, flags):
+    """The loss of a first step, against the probabilities of one teacher or two for each augmented image and its mirror
+    image, one by one; the labels play no part, or one of 30 %."""
+    torch.manual_seed(7)
+    torch.save(CNN().state_dict(), tmp_path / "other.pt")
+    paths = [whole / "best.pt", tmp_path / "other.pt"][:teachers]
     call(data_dir, tmp_path / "r", "--limit", "16", "--epochs", "1", "--schedule", "constant", "--dropout-last", "0",
-         "--teacher", str(whole / "best.pt"), *flags)
+         "--teacher", *map(str, paths), *flags)
     args = train.parse_args(flags)
-    teacher = CNN().eval()
-    teacher.load_state_dict(torch.load(whole / "best.pt", weights_only=True)["model"])
+    nets = [CNN().eval() for _ in paths]
+    for net, path in zip(nets, paths):
+        weights = torch.load(path, weights_only=True)
+        net.load_state_dict(weights.get("model", weights))
     torch.manual_seed(0)
     net = CNN(0).to(memory_format=torch.channels_last).train()
     split = data.load_splits(data_dir).train
@@ -196,7 +202,8 @@ def test_a_teachers_first_step(whole, data_dir, tmp_path, width, flags):
     other = x.clone()
     other[:, :, :width, :width] = torch.from_numpy(x.numpy()[:, :, :width, width - 1::-1].copy())
     with torch.no_grad():
-        targets = torch.cat([(teacher(a[None]).softmax(1) + teacher(b[None]).softmax(1)) / 2 for a, b in zip(x, other)])
+        targets = torch.cat([torch.stack([teacher(image[None]).softmax(1) for teacher in nets for image in pair]).mean(0)
+                             for pair in zip(x, other)])
     if args.label_share:
         targets = 0.7 * targets + 0.3 * torch.eye(10)[split.labels[order]]
     expected = -(targets * net(x).log_softmax(1)).sum(1).mean().item()
