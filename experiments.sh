@@ -105,11 +105,11 @@ match0.9_shuffle1       --match-prob 0.9 --shuffle-digits 1
 best                    $ours --epochs 60 --amp
 best_shift2             $ours --epochs 60 --amp --shift 2
 best_dropout            $ours --epochs 60 --amp --dropout-last 3
-# our recipe taught: the same network learns the probabilities of best, in place of the labels; run best first
+# our recipe taught: the same network learns the probabilities of best, in place of the labels or beside them
 best_taught             $taught --epochs 60
 best_taught_seed1       $taught --epochs 60 --seed 1
 best_taught_labels      $taught --epochs 50 --label-share 0.3 --label-smoothing 0.1
-# taught by three networks at once: run best, best_shift2 and best_dropout first
+# taught by several networks at once
 taught3                 $taught3 --shift 2 --lr 2e-2
 taught3_seed1           $taught3 --shift 2 --lr 2e-2 --seed 1
 taught3_lr1e-2          $taught3 --shift 2
@@ -154,7 +154,11 @@ finished() {  # name flags: the log has a row for every epoch, and the command w
 }
 
 run_one() {  # name flags
-    local out=$results/$1
+    local out=$results/$1 teacher
+    for teacher in $(grep -o '[^/ ]*/best\.pt' <<< "$2"); do
+        teacher=${teacher%/best.pt}   # while it trains, its best.pt is not its best yet
+        finished "$teacher" "$(flags_of "$teacher")" || { echo "error: $1 learns from $teacher: run that first" >&2; return 1; }
+    done
     "$PYTHON" train.py --resume --out "$out" $2 ${COMPILE:+--compile} || return
     case $out in results/final | results/best) "$PYTHON" analyze.py --ckpt "$out/best.pt" || return ;; esac
     echo "$2" > "$out/flags.txt"   # last: marks it as finished
@@ -195,12 +199,19 @@ if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then  # this task's run only
     names=("${names[SLURM_ARRAY_TASK_ID]}")
     JOBS=1
 fi
-todo=()
+todo="" pupils=""
 for name in "${names[@]}"; do
-    if finished "$name" "$(flags_of "$name")"; then echo "$name is finished"; else todo+=("$name"); fi
+    flags=$(flags_of "$name")
+    if finished "$name" "$flags"; then echo "$name is finished"
+    elif [[ $flags == *--teacher* ]]; then pupils+=" $name"   # when their teachers are done
+    else todo+=" $name"; fi
 done
-[ ${#todo[@]} -gt 0 ] || exit 0
+[ -n "$todo$pupils" ] || exit 0
 "$PYTHON" data.py --sheet "$results/dataset.png" || exit   # checks the data, and downloads them once, not once a job
 GPUS=${CUDA_VISIBLE_DEVICES-$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null | paste -sd, -)}
 export GPUS JOBS
-printf '%s\n' "${todo[@]}" | xargs -P "$JOBS" ${GPUS:+--process-slot-var=SLOT} -L 1 bash experiments.sh --one
+status=0
+for wave in "$todo" "$pupils"; do
+    [ -z "$wave" ] || printf '%s\n' $wave | xargs -P "$JOBS" ${GPUS:+--process-slot-var=SLOT} -L 1 bash experiments.sh --one || status=$?
+done
+exit $status

@@ -39,7 +39,7 @@ def test_the_list_has_the_reports_runs_with_its_settings():
             assert flags[1] in runs
             continue
         args = train.parse_args(flags)
-        if name.startswith(("best", "fast")):  # ours
+        if name.startswith(("best", "taught", "fast")):  # ours
             continue
         assert (args.flip, args.lr_min) == (0.5, 1e-6 if name == "lr_min_1e-6" else 1e-5)
         if not name.startswith(("final_", "baseline_", "match", "shuffle")):  # these vary what the report does not
@@ -93,6 +93,14 @@ def test_an_unfinished_or_edited_run_is_run_again(sandbox, tmp_path):
 def test_an_unknown_name_exits_with_2_and_runs_nothing(sandbox):
     result, calls = sandbox("bs16", "nonsense")
     assert result.returncode == 2 and "nonsense" in result.stderr and calls == []
+
+
+def test_a_taught_run_waits_for_its_teachers(sandbox):
+    result, calls = sandbox("taught2_seed1", "best")
+    assert result.returncode != 0 and [call.split()[3] for call in calls] == ["results/best"]
+    assert result.stderr.endswith("error: taught2_seed1 learns from best_shift2: run that first\n")
+    result, calls = sandbox("taught2_seed1", "best_shift2", JOBS="2")
+    assert result.returncode == 0 and [call.split()[3] for call in calls] == ["results/best_shift2", "results/taught2_seed1"]
 
 
 @pytest.mark.parametrize("jobs", ["1", "3"])
