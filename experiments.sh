@@ -105,6 +105,7 @@ match0.9_shuffle1       --match-prob 0.9 --shuffle-digits 1
 best                    $ours --epochs 60 --amp
 best_shift2             $ours --epochs 60 --amp --shift 2
 best_dropout            $ours --epochs 60 --amp --dropout-last 3
+best_shift2_lr2e-2      $ours --epochs 60 --amp --shift 2 --lr 2e-2
 # our recipe taught: the same network learns the probabilities of best, in place of the labels or beside them
 best_taught             $taught --epochs 60
 best_taught_seed1       $taught --epochs 60 --seed 1
