@@ -16,12 +16,13 @@ class Dropout(nn.Dropout):
     """
 
     def forward(self, x):
-        if not (self.training and x.device.type == "cpu" and 0 < self.p < 0.999):
+        if not (self.training and x.device.type == "cpu" and 1e-5 < self.p < 0.999):
             return super().forward(x)
         n, c, h, w = x.shape
         bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-2**63, None).view(torch.int16)
-        keep = bits[:x.numel()].view(n, h, w, c).permute(0, 3, 1, 2) >= round(self.p * 2**16) - 2**15
-        return x * keep.view(torch.uint8).to(x.dtype).div_(1 - self.p)  # from uint8 three times as fast as from bool
+        kept = round(self.p * 2**16) - 2**15  # from this value on, of -2**15 to 2**15 - 1
+        keep = bits[:x.numel()].clamp_(kept - 1, kept).sub_(kept - 1)  # 0 or 1; a comparison is slower
+        return x * keep.view(n, h, w, c).permute(0, 3, 1, 2).to(x.dtype).div_(1 - self.p)
 
 
 class CNN(nn.Module):
@@ -53,6 +54,8 @@ class CNN(nn.Module):
             if isinstance(layer, (nn.Conv2d, nn.Linear)):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # fan-in
                 nn.init.zeros_(layer.bias)
+        for layer in (self.conv1, self.conv2, self.conv3, self.conv4):
+            layer.bias.requires_grad_(False)  # the batch norm after it takes any constant away, so its gradient is 0
 
     def forward(self, x, return_maps=False):
         """Logits; with `return_maps` also the five convolutional outputs that section 2.2 takes norms of:
