@@ -106,8 +106,6 @@ best                    $ours --epochs 60 --amp
 best_shift2             $ours --epochs 60 --amp --shift 2
 best_dropout            $ours --epochs 60 --amp --dropout-last 3
 best_shift2_lr2e-2      $ours --epochs 60 --amp --shift 2 --lr 2e-2
-best_sam_0.15           $ours --epochs 60 --amp --sam 0.15
-best_sam_0.3            $ours --epochs 60 --amp --sam 0.3
 # our recipe taught: the same network learns the probabilities of best, in place of the labels or beside them
 best_taught             $taught --epochs 60
 best_taught_seed1       $taught --epochs 60 --seed 1

@@ -8,7 +8,6 @@ Writes to --out: args.json, log.csv (one row an epoch), steps.csv (the training 
 best.pt (the epoch with the best val_acc) and last.pt (what --resume needs).
 """
 import argparse
-import contextlib
 import json
 import math
 import os
@@ -85,7 +84,7 @@ def train(args):
     if args.amp and device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
         print("note: this CPU has no bfloat16 instructions, so --amp is many times slower than without", file=sys.stderr)
 
-    step = make_step(model, optimizer, args.amp, args.label_smoothing, args.compile, args.sam)
+    step = make_step(model, optimizer, args.amp, args.label_smoothing, args.compile)
     progress = Progress(args.epochs, len(train_set.labels), first_epoch=len(log) + 1)
 
     def after_step(i, losses):
@@ -182,50 +181,20 @@ def make_optimizer(name, model, lr, weight_decay=0.0):
                             weight_decay=weight_decay, fused=True, capturable=cuda)
 
 
-def make_step(model, optimizer, amp=False, label_smoothing=0.0, compiled=False, sam=0.0):
+def make_step(model, optimizer, amp=False, label_smoothing=0.0, compiled=False):
     """A function `step(images, targets)`, float [N,3,H,W] and int64 labels [N] or probabilities [N,10]: forward, backward,
-    Adam. It returns the loss, on the device. `sam`: see uphill."""
+    Adam. It returns the loss, on the device."""
     net = torch.compile(model, dynamic=False) if compiled else model
 
-    def gradient(images, targets):
+    def step(images, targets):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
             logits = net(images)
         loss = F.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing)
         optimizer.zero_grad()
         loss.backward()
-        return loss.detach()
-
-    def step(images, targets):
-        loss = gradient(images, targets)
-        if sam:
-            with uphill(model, sam):
-                gradient(images, targets)
         optimizer.step()
-        return loss
+        return loss.detach()
     return Graphed(step) if next(model.parameters()).is_cuda else step
-
-
-@contextlib.contextmanager
-def uphill(model, distance):
-    """Within it the weights lie `distance` further up their gradient, and the batch norms leave their running statistics
-    alone. A step with the gradient found there leads to flatter minima (P. Foret et al., *Sharpness-aware minimization for
-    efficiently improving generalization*, ICLR 2021)."""
-    weights = [p for p in model.parameters() if p.grad is not None]
-    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-    with torch.no_grad():
-        before = [p.clone() for p in weights]
-        length = torch.stack([p.grad.norm() for p in weights]).norm().clamp(min=1e-12)
-        for p in weights:
-            p += distance / length * p.grad
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    yield
-    with torch.no_grad():
-        for p, value in zip(weights, before):
-            p.copy_(value)
-    for norm, momentum in zip(norms, momenta):
-        norm.momentum = momentum
 
 
 class Graphed:
@@ -483,8 +452,6 @@ def parse_args(argv=None):
     flag("--small-epochs", "train the first N epochs on images shrunk to --small-size: faster", type=number(int, 0), default=0)
     flag("--small-size", "height and width of those images, pixels", type=number(int, 8), default=24)
     flag("--label-smoothing", "share of the target that is spread over all classes", type=share, default=0.0)
-    flag("--sam", "sharpness-aware minimization: a step takes the gradient found after a move of length X up the first one;\n"
-         "twice the work", type=amount, default=0.0)
     flag("--teacher", "best.pt of one or more finished runs: their probabilities, mean over the runs and over an image and its\n"
          "mirror image, are learned in place of the labels", nargs="+", metavar="CKPT")
     flag("--label-share", "share that the labels keep in what is learned from a --teacher", type=share, default=0.0)
