@@ -181,35 +181,6 @@ def test_muon_is_torchs_on_the_kernels_and_adamw_on_the_rest():
         assert difference < (0.02 if p.ndim == 4 else 1e-5), name
 
 
-def test_a_sam_step_takes_the_gradient_found_uphill():
-    """By hand: the gradient g at w, then the gradient at w + 0.5 g/|g|; SGD with lr 1 takes it from w. The running statistics
-    have seen the batch once, at w."""
-    torch.manual_seed(0)
-    net, x, y = CNN(0).double().train(), torch.randn(8, 3, 40, 40).double(), torch.arange(8)
-    weights = {name: p.detach().clone().requires_grad_() for name, p in net.named_parameters() if p.requires_grad}
-    names, buffers = list(weights), {name: b.clone() for name, b in net.named_buffers()}
-
-    def gradient(at, buffers):
-        frozen = {name: p for name, p in net.named_parameters() if name not in at}
-        loss = F.cross_entropy(torch.func.functional_call(net, {**frozen, **at, **buffers}, x), y)
-        return loss.item(), dict(zip(names, torch.autograd.grad(loss, list(at.values()))))
-
-    loss, g = gradient(weights, buffers)
-    length = sum(v.square().sum() for v in g.values()).sqrt()
-    _, uphill = gradient({name: (p + 0.5 * g[name] / length).detach().requires_grad_() for name, p in weights.items()},
-                         {name: b.clone() for name, b in buffers.items()})
-    step = train.make_step(net, torch.optim.SGD(net.parameters(), lr=1.0), sam=0.5)
-    assert step(x.float().double(), y).item() == pytest.approx(loss, rel=1e-5)
-    for name, p in net.named_parameters():
-        if p.requires_grad:
-            torch.testing.assert_close(p.detach(), (weights[name] - uphill[name]).detach(), rtol=1e-4, atol=1e-6)
-            assert (uphill[name] - g[name]).norm() > 1e-3 * g[name].norm()
-    for name, b in net.named_buffers():
-        if "running" in name:
-            torch.testing.assert_close(b, buffers[name])
-    assert all(module.momentum == 0.1 for module in net.modules() if isinstance(module, torch.nn.BatchNorm2d))
-
-
 # ---------------------------------------------------------------- learning from a teacher
 @pytest.mark.parametrize("width, teachers, flags", [
     (40, 1, ()), (24, 2, ("--flip", "0", "--flip-picture", "0.5", "--label-share", "0.3"))])
