@@ -54,8 +54,9 @@ class CNN(nn.Module):
             if isinstance(layer, (nn.Conv2d, nn.Linear)):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # fan-in
                 nn.init.zeros_(layer.bias)
+        # Batch norm takes any constant away, so the gradient of a bias before it is 0. Without its batch norm a layer needs its bias.
         for layer in (self.conv1, self.conv2, self.conv3, self.conv4):
-            layer.bias.requires_grad_(False)  # the batch norm after it takes any constant away, so its gradient is 0
+            layer.bias.requires_grad_(False)
 
     def forward(self, x, return_maps=False):
         """Logits; with `return_maps` also the five convolutional outputs that section 2.2 takes norms of:
