@@ -54,7 +54,8 @@ class CNN(nn.Module):
             if isinstance(layer, (nn.Conv2d, nn.Linear)):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # fan-in
                 nn.init.zeros_(layer.bias)
-        # Batch norm takes any constant away, so the gradient of a bias before it is 0. Without its batch norm a layer needs its bias.
+        # Batch norm takes any constant away, so the gradient of a bias before it is 0: no need to train it. A layer
+        # that loses its batch norm needs its bias, and leaves this list.
         for layer in (self.conv1, self.conv2, self.conv3, self.conv4):
             layer.bias.requires_grad_(False)
 
