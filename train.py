@@ -474,6 +474,8 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if args.schedule == "warmup_cosine" and args.warmup_epochs >= args.epochs:
         parser.error(f"--warmup-epochs {args.warmup_epochs} must be fewer than --epochs {args.epochs}")
+    if args.label_share and not args.teacher:
+        parser.error("--label-share needs a --teacher; without one the labels are all that is learned")
     if args.teacher and args.small_epochs:
         parser.error("--teacher and --small-epochs exclude each other: a teacher knows images of full size only")
     if args.erase_scale[0] > args.erase_scale[1]:

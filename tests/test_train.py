@@ -190,8 +190,8 @@ def test_a_taught_first_step(whole, data_dir, tmp_path, width, teachers, flags):
     torch.manual_seed(7)
     torch.save(CNN().state_dict(), tmp_path / "other.pt")
     paths = [whole / "best.pt", tmp_path / "other.pt"][:teachers]
-    call(data_dir, tmp_path / "r", "--limit", "16", "--epochs", "1", "--schedule", "constant", "--dropout-last", "0",
-         "--teacher", *map(str, paths), *flags)
+    flags = ("--teacher", *map(str, paths), *flags)
+    call(data_dir, tmp_path / "r", "--limit", "16", "--epochs", "1", "--schedule", "constant", "--dropout-last", "0", *flags)
     args = train.parse_args(flags)
     nets = [CNN().eval() for _ in paths]
     for net, path in zip(nets, paths):
@@ -485,7 +485,7 @@ def test_bad_checkpoints_are_named(whole, tmp_path, kind):
                                    "--erase 1.5", "--erase-scale 0.1 0.02", "--dropout-last 6", "--dropout-p 2",
                                    "--noise -1", "--rotate 200", "--match-prob 1.1", "--shuffle-digits 2", "--shift 13", "--shift 0.5", "--flip-picture 1.1",
                                    "--small-epochs -1", "--small-size 7", "--label-smoothing 2", "--optimizer sgd", "--schedule linear", "--limit 0",
-                                   "--seed -1", "--teacher a.pt --small-epochs 1", "--label-share 2", "--warmup-epochs 10 --epochs 10", "--resume --overwrite", "--gamma x"])
+                                   "--seed -1", "--teacher a.pt --small-epochs 1", "--label-share 2", "--label-share 0.3", "--warmup-epochs 10 --epochs 10", "--resume --overwrite", "--gamma x"])
 def test_bad_flags_exit_with_2(flags, capsys):
     with pytest.raises(SystemExit) as stop:
         train.parse_args(flags.split())
