@@ -77,6 +77,11 @@ def train(args):
     settings = what_trains(args)
     facts = {"data": splits.source, "train_images": len(train_set.labels), "val_images": len(val_set.labels),
              "torch": torch.__version__, "hardware": device_name(device) + (", compiled" if args.compile else "")}
+    if state:
+        begun, here = json.loads((out / "args.json").read_text()).get("hardware", facts["hardware"]), facts["hardware"]
+        facts["hardware"] = begun if begun.endswith(here) else f"{begun}, then {here}"
+        if begun != facts["hardware"]:
+            print(f"note: this run began on {begun}; on {here} it does not go on to the same bits", file=sys.stderr)
     write_text(out / "args.json", json.dumps({**settings, **facts}, indent=1) + "\n")
     print(f"{out}: {len(train_set.labels)} training and {len(val_set.labels)} validation images ({splits.source}), "
           f"{facts['hardware']}, torch {torch.__version__}", flush=True)

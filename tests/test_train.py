@@ -331,6 +331,17 @@ def test_a_schedule_that_goes_by_batches_resumes_too(data_dir, tmp_path, monkeyp
     assert_same_run(tmp_path / "r", tmp_path / "whole")
 
 
+def test_a_run_that_goes_on_elsewhere_says_so(data_dir, tmp_path, monkeypatch, capsys):
+    said = []
+    for epoch, hardware in enumerate(("A, 1 threads", "A, 2 threads", "A, 2 threads"), start=1):
+        monkeypatch.setattr(train, "device_name", lambda device: hardware)
+        stop_in_step(7 + 1 if epoch < 3 else 7, monkeypatch, data_dir, tmp_path / "r", "--resume")
+        assert len(torch.load(tmp_path / "r" / "last.pt", weights_only=True)["log"]) == min(epoch, 2)
+        said.append("does not go on to the same bits" in capsys.readouterr().err)
+    assert said == [False, True, False]
+    assert json.loads((tmp_path / "r" / "args.json").read_text())["hardware"] == "A, 1 threads, then A, 2 threads"
+
+
 def test_the_first_epochs_see_small_images_and_evaluation_never(data_dir, tmp_path, monkeypatch):
     sizes, forward = [], CNN.forward
 
