@@ -274,7 +274,7 @@ class ShuffleDigits:
         giver = torch.empty_like(order)     # each chosen one takes from the next, the last from the first
         giver[order] = order[torch.where(place < chosen, (place + 1) % chosen.clamp(min=1), place)]
         x = x.clone()
-        x[DIGIT] = x[giver][DIGIT]
+        x[DIGIT] = x[DIGIT][giver]
         return x
 
 
