@@ -12,6 +12,7 @@ Filters and channels count from 1, as in the report. What is printed, a figure a
 """
 import argparse
 import json
+import math
 import os
 import re
 import subprocess
@@ -31,14 +32,15 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 NO_AUGMENT = augmentation(flip=0)
-LAYERS = {"first": [1], "last": [5], "all": [1, 2, 3, 4, 5], **{str(n): [n] for n in range(1, 6)}}
+DEPTH = sum(name.startswith("conv") for name, _ in CNN().named_children())  # 5, until you edit model.py
+LAYERS = {"first": [1], "last": [DEPTH], "all": range(1, DEPTH + 1), **{str(n): [n] for n in range(1, DEPTH + 1)}}
 
 
 # ---------------------------------------------------------------- what is measured
 @torch.inference_mode()
 def map_norms(model, images):
-    """Of uint8 images [N,3,H,W]: the logits, float [N,10], and for each of the five layers a float tensor [N, filters],
-    the L2 norm over height and width of each filter's feature map (report, section 2.2)."""
+    """Of uint8 images [N,3,H,W]: the logits, float [N,10], and for each convolution a float tensor [N, filters], the L2
+    norm over height and width of each filter's feature map (report, section 2.2)."""
     model.eval()
     parts = []
     for part in images.split(EVAL_BATCH):
@@ -179,28 +181,33 @@ def rescale(kernel):
 
 def draw_filters(weight, out):
     """conv1's weights, float [16,3,7,7]: each kernel as an image in [0, 255], the grid of figure 7, the filters in RGB."""
+    half, rows = math.ceil(len(weight) / 2), math.ceil(len(weight) / 8)
     for i, kernels in enumerate(weight):
         for channel, kernel in enumerate(kernels):
             with atomic(out / "filters" / f"filter{i + 1:02}_channel{channel + 1}.png") as temporary:
                 save_image(rescale(kernel)[None], temporary)
 
-    figure, axes = plt.subplots(8, 7, figsize=(6.6, 8.2), layout="constrained", width_ratios=[1, 1, 1, 0.5, 1, 1, 1])
-    figure.suptitle("First-layer kernels, each stretched to black and white:\nfilters 1 to 8 left, 9 to 16 right", fontsize=12)
+    figure, axes = plt.subplots(half, 7, figsize=(6.6, 1 + 0.9 * half), layout="constrained", squeeze=False,
+                                width_ratios=[1, 1, 1, 0.5, 1, 1, 1])
+    figure.suptitle("First-layer kernels, each stretched to black and white:\n"
+                    f"filters 1 to {half} left, {half + 1} to {len(weight)} right", fontsize=12)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
-    for axis in axes[:, 3]:
+    for axis in [*axes[:, 3], *axes[len(weight) - half:, 4:].flat]:  # the gap, and where the number of filters is odd
         axis.axis("off")
     for i, kernels in enumerate(weight):
-        row = axes[i % 8, 4 * (i // 8):][:3]
+        row = axes[i % half, 4 * (i // half):][:3]
         row[0].set_ylabel(f"filter {i + 1}")
         for channel, (axis, kernel) in enumerate(zip(row, kernels)):
             axis.imshow(rescale(kernel).numpy(), cmap="gray")
-            if i % 8 == 0:
+            if i % half == 0:
                 axis.set_title(f"channel {channel + 1}\n{('red', 'green', 'blue')[channel]}", fontsize=10)
     save_figure(figure, out / "filters.png")
 
-    figure, axes = plt.subplots(2, 8, figsize=(10, 3.2), layout="constrained")
+    figure, axes = plt.subplots(rows, 8, figsize=(10, 1.2 + rows), layout="constrained")
     figure.suptitle("First-layer filters in colour, each stretched to [0, 1]")
+    for axis in axes.flat[len(weight):]:
+        axis.axis("off")
     for i, (axis, kernels) in enumerate(zip(axes.flat, weight)):
         axis.imshow(rescale(kernels).permute(1, 2, 0).numpy())
         axis.set(xticks=[], yticks=[], title=f"filter {i + 1}")
@@ -242,10 +249,12 @@ def draw_layer(layer, norms, classes, source, out):
     plt.close(figure)
 
     columns, index = 8, selectivity(norms)
-    rows = len(norms) // columns
+    rows = math.ceil(len(norms) / columns)
     figure, axes = plt.subplots(rows, columns, figsize=(12, 1.3 + 1.15 * rows), layout="constrained")
     figure.suptitle(f"Layer {layer}: norm of each filter's map by class, divided by its largest ({source})\n"
                     "title: filter, best class, class selectivity index; the most selective first", fontsize=12)
+    for axis in axes.flat[len(norms):]:
+        axis.axis("off")
     for axis, i in zip(axes.flat, np.argsort(-index, kind="stable")):
         shown = draw_bars(axis, norms[i])
         axis.label_outer()  # as with sharey, which takes seconds for 80 charts
@@ -309,7 +318,7 @@ def draw_digit_experts(by_class, by_digit, classes, source, out):
     figure, axes = plt.subplot_mosaic([["first", "first", "last", "last"], [0, 1, 2, 3]], figsize=(11, 8.4),
                                       layout="constrained", height_ratios=[1.5, 1])
     figure.suptitle(f"Experts on the class and on the digit ({source})", fontsize=13)
-    for name, classed, digited in (("first", by_class[0], by_digit[0]), ("last", by_class[4], by_digit[4])):
+    for name, classed, digited in (("first", by_class[0], by_digit[0]), ("last", by_class[-1], by_digit[-1])):
         x, y = selectivity(classed), selectivity(digited)
         top = 1.08 * max(x.max(), y.max())
         axes[name].plot([0, top], [0, top], color="gray", lw=0.8)
@@ -320,11 +329,11 @@ def draw_digit_experts(by_class, by_digit, classes, source, out):
         axes[name].legend(title="the strongest of each kind", loc="upper left")
         axes[name].set(xlabel="selectivity for the class", ylabel="selectivity for the digit", xlim=(0, top), ylim=(0, top),
                        title=f"{name} layer: {(y > x).sum()} of {len(x)} filters answer more to the digit")
-    strongest = selectivity(by_class[4]).argmax(), selectivity(by_digit[4]).argmax()
+    strongest = selectivity(by_class[-1]).argmax(), selectivity(by_digit[-1]).argmax()
     for column, i in ((0, strongest[0]), (2, strongest[1])):
-        draw_bars(axes[column], by_class[4][i], classes)
+        draw_bars(axes[column], by_class[-1][i], classes)
         axes[column].set_title(f"last layer, filter {i + 1}, by class", fontsize=10)
-        draw_bars(axes[column + 1], by_digit[4][i], list(range(10)))
+        draw_bars(axes[column + 1], by_digit[-1][i], list(range(10)))
         axes[column + 1].set_title(f"filter {i + 1}, by digit", fontsize=10)
     axes[0].set_ylabel("mean norm / largest")
     save_figure(figure, out / "digit_experts.png")
@@ -706,7 +715,7 @@ def analyze(args):
         test_logits = predict(model, test.images, NO_AUGMENT)
         lines += [f"test_acc {score(test_logits, test)['acc']:.2f} ({len(test.labels)} images)",
                   f"test_acc_mirror {mirror_acc(model, test, test_logits, mirrored):.2f}"]
-    for layer in sorted({1, 5, *layers}):
+    for layer in sorted({1, DEPTH, *layers}):
         lines += selectivity_lines(layer, norms[layer - 1], untrained[layer - 1], classes)
     if digits_known:
         groups, counts = group_table(predictions == val.labels, val)
@@ -714,7 +723,7 @@ def analyze(args):
         table = counterfactual_table(rows, predictions, val)
         by_digit = class_means(image_norms, val.digits)
         lines += shortcut_lines(val, scores, groups, counts, rows, table, classes)
-        for layer in (1, 5):
+        for layer in (1, DEPTH):
             more = selectivity(by_digit[layer - 1]) > selectivity(norms[layer - 1])
             lines.append(f"layer{layer}_filters_more_selective_for_digit {more.sum()} of {len(more)}")
     write_text(out / "analysis.txt", "\n".join(lines) + "\n")
@@ -725,7 +734,7 @@ def analyze(args):
         write_csv(out / f"experts_layer{layer}.csv",
                   expert_table(norms[layer - 1], untrained[layer - 1], classes, by_digit[layer - 1] if digits_known else None))
         draw_layer(layer, norms[layer - 1], classes, source, out)
-    draw_summary(norms[0], norms[4], classes, source, out)
+    draw_summary(norms[0], norms[-1], classes, source, out)
     draw_mistakes(val, logits, classes, source, out)
     if digits_known:
         write_csv(out / "groups.csv", [{"label": classes[label], "digit": digit, "images": int(counts[label, digit]),
@@ -742,7 +751,7 @@ def main():
     what.add_argument("--ckpt", metavar="PT", help="best.pt or last.pt of train.py, or a bare state dict")
     what.add_argument("--summary", metavar="DIR", help="write DIR/README.md and DIR/figures from the runs in DIR instead")
     parser.add_argument("--layer", nargs="+", choices=LAYERS, default=["first", "last"], metavar="LAYER",
-                        help="layers to chart: first, last, all, 1 to 5 (default: first last)")
+                        help=f"layers to chart: first, last, all, 1 to {DEPTH} (default: first last)")
     parser.add_argument("--predict", metavar="DIR",
                         help="classify the PNGs of DIR into predictions.txt instead; needs no --data-dir")
     parser.add_argument("--out", metavar="DIR", help="folder of the figures (default: the checkpoint's folder)")

@@ -1,6 +1,10 @@
 """The analysis against naive loops and closed forms, and the files it writes."""
 import csv
+import re
+import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -132,6 +136,47 @@ def test_it_writes_what_it_says(checkpoint, data_dir, tmp_path, monkeypatch, cap
     pixels = np.array(default_loader(str(tmp_path / "filters" / "filter05_channel3.png")))
     assert pixels.shape == (7, 7, 3) and pixels.min() == 0 and pixels.max() == 255
     np.testing.assert_allclose(pixels[:, :, 0], expected, atol=1)
+
+
+@pytest.mark.parametrize("filters", [16, 13, 3])
+def test_the_sheets_show_each_filter_once(filters, tmp_path, monkeypatch):
+    """model.py is there to be edited: other numbers of filters than its own, too."""
+    shown = {}
+    monkeypatch.setattr(analyze, "save_figure", lambda figure, path: shown.update({path.name: figure}))
+    analyze.draw_filters(torch.rand(filters, 3, 7, 7), tmp_path)
+    analyze.draw_layer(1, np.random.RandomState(0).rand(filters, 10), data.CLASSES, "synthetic data", tmp_path)
+
+    def titles(name, text):
+        return sorted(int(text(axis).split()[-1 if "filter" in name else 0]) for axis in shown[name].axes if text(axis))
+
+    assert titles("filters.png", lambda axis: axis.get_ylabel()) == [*range(1, filters + 1)]
+    assert titles("filters_rgb.png", lambda axis: axis.get_title()) == [*range(1, filters + 1)]
+    assert titles("experts_layer1.png", lambda axis: axis.get_title()) == [*range(1, filters + 1)]
+    for name, pictures in (("filters.png", 3 * filters), ("filters_rgb.png", filters), ("experts_layer1.png", filters)):
+        drawn = [axis for axis in shown[name].axes if axis.images or axis.patches]
+        assert len(drawn) == pictures and not any(axis.axison for axis in shown[name].axes if axis not in drawn)
+
+
+def test_a_layer_more_in_model_py_is_the_last(data_dir, tmp_path):
+    here = Path(analyze.__file__).parent
+    for name in ("analyze.py", "data.py", "train.py", "schedules.py", "utils.py"):
+        shutil.copy(here / name, tmp_path)
+    source = (here / "model.py").read_text()
+    for old, new in (("self.fc = nn.Linear(80, 10)", "self.conv6 = nn.Conv2d(80, 9, 3); self.fc = nn.Linear(9, 10)"),
+                     ("logits = self.fc(self.drop5(map5)", "map6 = self.conv6(map5); logits = self.fc(self.drop5(map6)"),
+                     ("F.relu(z4), map5]", "F.relu(z4), map5, map6]")):
+        assert source.count(old) == 1
+        source = source.replace(old, new)
+    (tmp_path / "model.py").write_text(source)
+
+    def python(*words):
+        return subprocess.run([sys.executable, *map(str, words)], cwd=tmp_path, capture_output=True, text=True, check=True)
+
+    python("-c", "import torch, model; torch.save(model.CNN().state_dict(), 'net.pt')")
+    printed = python("analyze.py", "--ckpt", "net.pt", "--layer", "last", "--data-dir", data_dir).stdout
+    assert re.search(r"^layer6_selectivity_median .* \(9 filters\)$", printed, re.MULTILINE)
+    assert re.search(r"^layer6_filters_more_selective_for_digit \d of 9$", printed, re.MULTILINE)
+    assert len(list((tmp_path / "experts_layer6").iterdir())) == 9 and (tmp_path / "experts_layer6.csv").exists()
 
 
 class Reader(torch.nn.Module):
