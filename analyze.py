@@ -179,14 +179,23 @@ def rescale(kernel):
     return kernel / kernel.max() if kernel.max() > 0 else kernel
 
 
+def sheet(count, width, head, row):
+    """A figure of `count` axes, eight in a row; the sizes in inches: its width, the height of its title and of a row."""
+    rows = math.ceil(count / 8)
+    figure, axes = plt.subplots(rows, 8, figsize=(width, head + row * rows), layout="constrained")
+    for axis in axes.flat[count:]:
+        axis.axis("off")
+    return figure, axes.flat[:count]
+
+
 def draw_filters(weight, out):
     """conv1's weights, float [16,3,7,7]: each kernel as an image in [0, 255], the grid of figure 7, the filters in RGB."""
-    half, rows = math.ceil(len(weight) / 2), math.ceil(len(weight) / 8)
     for i, kernels in enumerate(weight):
         for channel, kernel in enumerate(kernels):
             with atomic(out / "filters" / f"filter{i + 1:02}_channel{channel + 1}.png") as temporary:
                 save_image(rescale(kernel)[None], temporary)
 
+    half = math.ceil(len(weight) / 2)
     figure, axes = plt.subplots(half, 7, figsize=(6.6, 1 + 0.9 * half), layout="constrained", squeeze=False,
                                 width_ratios=[1, 1, 1, 0.5, 1, 1, 1])
     figure.suptitle("First-layer kernels, each stretched to black and white:\n"
@@ -204,11 +213,9 @@ def draw_filters(weight, out):
                 axis.set_title(f"channel {channel + 1}\n{('red', 'green', 'blue')[channel]}", fontsize=10)
     save_figure(figure, out / "filters.png")
 
-    figure, axes = plt.subplots(rows, 8, figsize=(10, 1.2 + rows), layout="constrained")
+    figure, axes = sheet(len(weight), width=10, head=1.2, row=1)
     figure.suptitle("First-layer filters in colour, each stretched to [0, 1]")
-    for axis in axes.flat[len(weight):]:
-        axis.axis("off")
-    for i, (axis, kernels) in enumerate(zip(axes.flat, weight)):
+    for i, (axis, kernels) in enumerate(zip(axes, weight)):
         axis.imshow(rescale(kernels).permute(1, 2, 0).numpy())
         axis.set(xticks=[], yticks=[], title=f"filter {i + 1}")
     save_figure(figure, out / "filters_rgb.png")
@@ -248,14 +255,11 @@ def draw_layer(layer, norms, classes, source, out):
             plt.imsave(temporary, figure.canvas.buffer_rgba())
     plt.close(figure)
 
-    columns, index = 8, selectivity(norms)
-    rows = math.ceil(len(norms) / columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(12, 1.3 + 1.15 * rows), layout="constrained")
+    index = selectivity(norms)
+    figure, axes = sheet(len(norms), width=12, head=1.3, row=1.15)
     figure.suptitle(f"Layer {layer}: norm of each filter's map by class, divided by its largest ({source})\n"
                     "title: filter, best class, class selectivity index; the most selective first", fontsize=12)
-    for axis in axes.flat[len(norms):]:
-        axis.axis("off")
-    for axis, i in zip(axes.flat, np.argsort(-index, kind="stable")):
+    for axis, i in zip(axes, np.argsort(-index, kind="stable")):
         shown = draw_bars(axis, norms[i])
         axis.label_outer()  # as with sharey, which takes seconds for 80 charts
         axis.set_title(f"{i + 1} {classes[int(norms[i].argmax())]} {index[i]:.2f}", fontsize=9)
