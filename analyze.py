@@ -25,7 +25,7 @@ from torchvision.utils import save_image
 
 from data import COMPOSITES, DIGIT, apply, augmentation, load_splits, mirror, read_images
 from model import CNN
-from train import EVAL_BATCH, differing, parse_args as parse_train_args, percent, predict, score
+from train import EVAL_BATCH, TRAIN_EVAL, differing, evaluate, parse_args as parse_train_args, percent, predict, score
 from utils import UserError, atomic, load_checkpoint, load_weights, number, pick_device, read_csv, run, write_csv, write_text
 
 matplotlib.use("Agg")
@@ -97,6 +97,23 @@ def mirror_acc(model, split, logits, transforms):
     which `transforms` make."""
     mirrored = predict(model, split.images, transforms)
     return percent((logits.softmax(1) + mirrored.softmax(1)).argmax(1) == split.labels)
+
+
+@torch.inference_mode()
+def with_statistics(model, images, dropout_last=0, dropout_p=0.1):
+    """A copy of `model` whose batch norms have running statistics measured anew: the mean over batches of `images`, uint8
+    [N,3,H,W], in training mode with this dropout. Those of training include the noise of its dropout, which evaluation
+    lacks (X. Li et al., *Understanding the disharmony between dropout and batch normalization by variance shift*, 2019)."""
+    copy = CNN(dropout_last, dropout_p).to(images.device, memory_format=torch.channels_last)
+    copy.load_state_dict(model.state_dict())
+    for layer in copy.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.reset_running_stats()
+            layer.momentum = None  # the mean over all batches
+    torch.manual_seed(0)
+    for part in images.split(EVAL_BATCH):
+        copy.train()(apply(NO_AUGMENT, part))
+    return copy
 
 
 # ---------------------------------------------------------------- the shortcut
@@ -714,6 +731,12 @@ def analyze(args):
         lines += [f"epoch {checkpoint['epoch']}"]
     lines += [f"val_acc {scores['acc']:.2f} ({len(val.labels)} images)",
               f"val_acc_mirror {mirror_acc(model, val, logits, mirrored):.2f} (probabilities averaged with the mirror image's)"]
+    if trained.get("dropout_last"):
+        images = splits.train.first(TRAIN_EVAL).images.to(device)
+        for word, dropout_last in (("with", trained["dropout_last"]), ("without", 0)):
+            again = with_statistics(model, images, dropout_last, trained["dropout_p"])
+            lines.append(f"val_acc_statistics_{word}_dropout {evaluate(again, val, NO_AUGMENT)['acc']:.2f} "
+                         f"(batch norm's, measured again on {len(images)} training images)")
     if splits.test:
         test = splits.test.to(device)
         test_logits = predict(model, test.images, NO_AUGMENT)

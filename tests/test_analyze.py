@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torchvision.datasets.folder import default_loader
 from torchvision.utils import save_image
 
@@ -90,6 +91,41 @@ def test_the_mirror_accuracy_against_an_image_at_a_time(checkpoint, data_dir, wi
     assert hits != int((logits.argmax(1) == val.labels).sum())  # else this test could not tell it from the plain accuracy
 
 
+def test_statistics_measured_again_against_a_hand_written_pass_and_a_closed_form(checkpoint, data_dir):
+    net, images = load(checkpoint), data.load_splits(data_dir).train.images[:200]
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    plain, dropped = analyze.with_statistics(net, images), analyze.with_statistics(net, images, 5, 0.2)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    with torch.no_grad():
+        outputs, noise = [], []
+        for part in (images[:100], images[100:]):  # EVAL_BATCH
+            z1 = net.conv1(data.Normalize()(part / 255))
+            map1 = F.relu(F.batch_norm(z1, None, None, net.bn1.weight, net.bn1.bias, training=True))
+            outputs.append((z1, net.conv2(map1)))
+            noise.append(F.conv2d(map1 ** 2, net.conv2.weight ** 2, padding=1).mean((0, 2, 3)) * 0.2 / 0.8)
+    for z, bn in ((0, plain.bn1), (1, plain.bn2)):
+        torch.testing.assert_close(bn.running_mean, sum(o[z].mean((0, 2, 3)) for o in outputs) / 2, rtol=2e-3, atol=2e-3)
+        torch.testing.assert_close(bn.running_var, sum(o[z].var((0, 2, 3)) for o in outputs) / 2, rtol=2e-3, atol=0)
+    torch.testing.assert_close(dropped.bn1.running_var, plain.bn1.running_var)  # no dropout before it
+    # each input is 0 or 1/0.8 of itself, on its own, so the variance grows by the sum of w^2 E[x^2] 0.2/0.8
+    torch.testing.assert_close(dropped.bn2.running_var, plain.bn2.running_var + sum(noise) / 2, rtol=0.02, atol=0)
+    assert (sum(noise) / 2 > 0.05 * plain.bn2.running_var).all()  # else this test could not see it
+
+
+def test_the_dropout_in_the_statistics_is_reported_for_a_run_that_had_some(checkpoint, data_dir, tmp_path, monkeypatch, capsys):
+    net, splits = load(checkpoint), data.load_splits(data_dir)
+    torch.save({"model": net.state_dict(), "args": {"dropout_last": 5, "dropout_p": 0.4}}, tmp_path / "best.pt")
+    call(monkeypatch, "--ckpt", tmp_path / "best.pt", "--layer", "first", "--data-dir", data_dir)
+    printed = dict(line.split(" ", 1) for line in capsys.readouterr().out.splitlines())
+    for word, again in (("with", analyze.with_statistics(net, splits.train.images, 5, 0.4)),
+                        ("without", analyze.with_statistics(net, splits.train.images))):
+        with torch.no_grad():
+            logits = again.eval()(data.Normalize()(splits.val.images / 255))
+        acc = 100 * (logits.argmax(1) == splits.val.labels).double().mean()
+        assert printed[f"val_acc_statistics_{word}_dropout"] == (f"{acc:.2f} (batch norm's, measured again on 900 training "
+                                                                 "images)")
+
+
 def test_it_writes_what_it_says(checkpoint, data_dir, tmp_path, monkeypatch, capsys):
     call(monkeypatch, "--ckpt", checkpoint, "--layer", "first", "2", "--out", tmp_path, "--data-dir", data_dir)
     names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")}
@@ -104,6 +140,7 @@ def test_it_writes_what_it_says(checkpoint, data_dir, tmp_path, monkeypatch, cap
     lines = capsys.readouterr().out.splitlines()
     assert (tmp_path / "analysis.txt").read_text().splitlines() == lines[:-1]  # all but "figures DIR"
     printed = dict(line.split(" ", 1) for line in lines)
+    assert not any("statistics" in key for key in printed)  # a bare state dict: nothing is known of its dropout
     net, splits = load(checkpoint), data.load_splits(data_dir)
     correct = [net(data.apply(analyze.NO_AUGMENT, splits.val.images)).argmax(1) == splits.val.labels]
     assert printed["val_acc"] == f"{100 * correct[0].double().mean():.2f} (100 images)"
