@@ -21,6 +21,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
+from torch.optim.swa_utils import update_bn
 from torchvision.utils import save_image
 
 from data import COMPOSITES, DIGIT, apply, augmentation, load_splits, mirror, read_images
@@ -99,20 +100,14 @@ def mirror_acc(model, split, logits, transforms):
     return percent((logits.softmax(1) + mirrored.softmax(1)).argmax(1) == split.labels)
 
 
-@torch.inference_mode()
 def with_statistics(model, images, dropout_last=0, dropout_p=0.1):
     """A copy of `model` whose batch norms have running statistics measured anew: the mean over batches of `images`, uint8
     [N,3,H,W], in training mode with this dropout. Those of training include the noise of its dropout, which evaluation
     lacks (X. Li et al., *Understanding the disharmony between dropout and batch normalization by variance shift*, 2019)."""
     copy = CNN(dropout_last, dropout_p).to(images.device, memory_format=torch.channels_last)
     copy.load_state_dict(model.state_dict())
-    for layer in copy.modules():
-        if isinstance(layer, torch.nn.BatchNorm2d):
-            layer.reset_running_stats()
-            layer.momentum = None  # the mean over all batches
     torch.manual_seed(0)
-    for part in images.split(EVAL_BATCH):
-        copy.train()(apply(NO_AUGMENT, part))
+    update_bn((apply(NO_AUGMENT, part) for part in images.split(EVAL_BATCH)), copy)
     return copy
 
 
