@@ -4,8 +4,9 @@
 
 Prints, and writes to results/bench.csv: images/s of training at batch 16 and 64, fp32 and bfloat16 (median of the
 rounds; the two loops take turns, each in its own process); the seconds of a whole epoch, from these images/s and those of
-evaluation; the step's GFLOP/s as a share of this machine's matrix product in that precision; peak memory (a GPU's own,
-where there is one) and the seconds from start to the first step of train.py.
+evaluation; the step's GFLOP/s as a share of this machine's matrix product in that precision; peak memory and the seconds
+from start to the first step of train.py; where there is a GPU, its own memory, and the share of the time that its kernels
+run in training.
 """
 import argparse
 import contextlib
@@ -68,7 +69,9 @@ class Ordinary:
                    v2.RandomErasing(0.3, (0.02, 0.05))]
         self.train_loader, self.eval_loader = (
             DataLoader(ImageFolder(folder, v2.Compose(transforms)), bs, shuffle=True, num_workers=workers,
-                       persistent_workers=workers > 0, pin_memory=device.type == "cuda") for transforms in (augment, plain))
+                       persistent_workers=workers > 0, pin_memory=device.type == "cuda",
+                       multiprocessing_context="fork" if workers else None)  # not spawn, as this process was: it is slow
+            for transforms in (augment, plain))
         self.model, self.amp, self.device = Usual().to(device), amp, device
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3, weight_decay=1e-3)
 
@@ -128,6 +131,16 @@ class Ours:
             images += steps * self.bs
         return images / (time.perf_counter() - start)
 
+    def kernel_seconds(self):
+        """Seconds an image that a GPU's kernels run in training."""
+        split = self.split.first(train.AHEAD)
+        self.model.train()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            train.train_epoch(self.step, split, self.transforms, self.bs)
+            synchronize(self.device)
+        on_gpu = [event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+        return sum(event.time_range.elapsed_us() for event in on_gpu) / 1e6 / len(split.labels)
+
 
 @contextlib.contextmanager
 def process(loop, *args):
@@ -157,6 +170,10 @@ def measure(seconds, training=True):
 
 def gpu_memory():
     return torch.cuda.max_memory_allocated() / 1e9
+
+
+def kernel_seconds():
+    return LOOP.kernel_seconds()
 
 
 def matmul_gflops(dtype, device):
@@ -235,7 +252,7 @@ def main():
                                            for _ in range(args.rounds)]
                                           for seconds, training in ((args.seconds, True), (args.seconds / 2, False)))
                     if device.type == "cuda":
-                        memory = ours.submit(gpu_memory).result()
+                        memory, kernels = ours.submit(gpu_memory).result(), ours.submit(kernel_seconds).result()
                 ordinary, ours = (statistics.median(values) for values in zip(*trained))
                 # an epoch trains on the training images and evaluates them (train.py: 5,000) and the validation images
                 n, n_val = len(whole.labels), len(splits.val.labels)
@@ -256,7 +273,9 @@ def main():
                              "ordinary_evaluated_rounds": " ".join(f"{r[0]:.0f}" for r in evaluated),
                              "seconds_to_first_step": round(start_seconds, 1), "peak_memory_gb": round(memory, 2),
                              "hardware": hardware})
-                print("  ".join(f"{key} {value}" for key, value in list(rows[-1].items())[:-3]), flush=True)
+                if device.type == "cuda":
+                    rows[-1]["gpu_busy"] = round(kernels * ours, 3)
+                print("  ".join(f"{key} {value}" for key, value in rows[-1].items() if key != "hardware"), flush=True)
     write_csv(args.out, rows)
 
 
