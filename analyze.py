@@ -317,7 +317,8 @@ def draw_shortcut(split, predictions, groups, rows, classes, source, out):
                     fontsize=13)
     names = [f"{name} {i}" for i, name in enumerate(classes)]
     confusion = crosstab(split.labels, predictions).double()
-    draw_table(axes[0, 0], (100 * confusion / confusion.sum(1, keepdim=True)).numpy(), names, names, "confusion matrix", "label", "prediction")
+    draw_table(axes[0, 0], (100 * confusion / confusion.sum(1, keepdim=True)).numpy(), names, names, "confusion matrix",
+               "label", "prediction")
     draw_table(axes[0, 1], groups, names, list(range(10)), "accuracy by label and digit", "label", "digit in the image")
     placed = 100 * np.stack([torch.bincount(row.cpu(), minlength=10) for row in rows]) / len(split.labels)
     draw_table(axes[1, 0], placed, [*range(10), "none"], names, "the digit exchanged: what is predicted",
@@ -546,11 +547,13 @@ def differences(results):
     if len(train):
         lines.append(f"- train_acc, last epoch: the median difference is {np.median(train):+.2f} (from {train.min():+.2f} to "
                      f"{train.max():+.2f}, {len(train)} numbers).")
-    for what, runs in (*(("Other held-out images and other digits", runs) for runs in DRAWS), ("Other training seeds", SEEDS)):
+    for what, runs in (*(("Other held-out images and other digits", runs) for runs in DRAWS),
+                       *(("Other training seeds", runs) for runs in (SEEDS, ("dropout_all_p0.2", "dropout_all_p0.2_seed1")))):
         accs = {name: results.acc(name) for name in runs if results.best(name)}
         if runs[0] in accs and len(accs) > 1:
-            lines.append(f"- {what}, the same recipe: " + ", ".join(f"{name} {acc:.2f}{results.precision(name)}" for name, acc in accs.items()) +
-                         f" {spread(list(accs.values()))}; the report {results.report[runs[0]]['val_acc']:.2f}.")
+            listed = ", ".join(f"{name} {acc:.2f}{results.precision(name)}" for name, acc in accs.items())
+            lines.append(f"- {what}, the same recipe: {listed} {spread(list(accs.values()))}; the report "
+                         f"{results.report[runs[0]]['val_acc']:.2f}.")
     if results.best("baseline") and results.best("baseline_match0.5"):
         def both(name):
             return f"val_acc {results.acc(name):.2f}, train_acc {results.log[name][-1]['train_acc']:.2f}"
@@ -572,11 +575,12 @@ def differences(results):
 
     for figure, name, plain in (("2a", "lr_1e-3", "bs16"), ("3c", "wd_1e-4", "wd_1e-4_plain"), ("4a", "cosine", "bs16")):
         if results.best(name) and results.best(plain):
-            lines.append(f"- Figure {figure}, with or without noise and erasing? train_acc / val_acc, mean of the last ten epochs: "
-                         f"with {late(results.log[results.target[name]])}, without {late(results.log[plain])}; the report "
-                         f"{late(results.traced(name))}.")
+            lines.append(f"- Figure {figure}, with or without noise and erasing? train_acc / val_acc, mean of the last ten "
+                         f"epochs: with {late(results.log[results.target[name]])}, without {late(results.log[plain])}; the "
+                         f"report {late(results.traced(name))}.")
     if results.best("dropout_all_p0.2"):
-        ours = {"ours": "dropout_all_p0.2", "without warm-up": "dropout_all_p0.2_cosine", "without dropout": "warmup_cosine"}
+        ours = {"ours": "dropout_all_p0.2", "without warm-up": "dropout_all_p0.2_cosine",
+                "without dropout": "warmup_cosine"}
         lines.append("- Figure 5b, dropout after every block: train_acc / val_acc in the first epoch, and how much more it is in "
                      f"the last ten epochs than in the ten before: the report {course(results.traced('dropout_all_p0.2'))}" +
                      "".join(f"; {what} {course(results.log[name])}" for what, name in ours.items() if results.best(name)) + ".")
@@ -657,7 +661,8 @@ def summary(folder):
             f"- Run on: {'; '.join(machines)}. The seconds are those of a machine that most runs shared with others. A CPU and "
             "a GPU draw different numbers from one seed.",
             *([f"- Not run yet: {', '.join(waiting)}."] if waiting else []),
-            f"- \"Within noise\" is {noise:.2f} points: two runs of one recipe differ by more in one case of twenty. From {origin}.",
+            f"- \"Within noise\" is {noise:.2f} points: two runs of one recipe differ by more in one case of twenty. From "
+            f"{origin}.",
             "- `report` is what the report states, or shows in a figure (traced, +-0.1); `difference` is ours minus it. "
             "Its data, split and seed are not public.",
             "- Flags are those in which a run differs from the final recipe, with these short for",

@@ -83,6 +83,7 @@ final
 # how much is chance: other training seeds; other splits and digits; a weaker shortcut; figures 3c and 5b read otherwise
 final_seed1             --seed 1
 final_seed2             --seed 2
+dropout_all_p0.2_seed1  --dropout-last 5 --dropout-p 0.2 --epochs 40 --seed 1
 final_data1             --data-seed 1 --amp
 final_data2             --data-seed 2 --amp
 final_data3             --data-seed 3
