@@ -547,8 +547,9 @@ def differences(results):
     if len(train):
         lines.append(f"- train_acc, last epoch: the median difference is {np.median(train):+.2f} (from {train.min():+.2f} to "
                      f"{train.max():+.2f}, {len(train)} numbers).")
-    for what, runs in (*(("Other held-out images and other digits", runs) for runs in DRAWS),
-                       *(("Other training seeds", runs) for runs in (SEEDS, ("dropout_all_p0.2", "dropout_all_p0.2_seed1")))):
+    repeats = [("Other held-out images and other digits", runs) for runs in DRAWS]
+    repeats += [("Other training seeds", runs) for runs in (SEEDS, ("dropout_all_p0.2", "dropout_all_p0.2_seed1"))]
+    for what, runs in repeats:
         accs = {name: results.acc(name) for name in runs if results.best(name)}
         if runs[0] in accs and len(accs) > 1:
             listed = ", ".join(f"{name} {acc:.2f}{results.precision(name)}" for name, acc in accs.items())
