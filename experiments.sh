@@ -104,6 +104,8 @@ match0.9                --match-prob 0.9
 match0.9_shuffle1       --match-prob 0.9 --shuffle-digits 1
 # a recipe of our own
 best                    $ours --epochs 60 --amp
+best_seed1              $ours --epochs 60 --amp --seed 1
+best_seed2              $ours --epochs 60 --amp --seed 2
 best_shift2             $ours --epochs 60 --amp --shift 2
 best_dropout            $ours --epochs 60 --amp --dropout-last 3
 best_shift2_lr2e-2      $ours --epochs 60 --amp --shift 2 --lr 2e-2
