@@ -109,6 +109,8 @@ best_seed2              $ours --epochs 60 --amp --seed 2
 best_shift2             $ours --epochs 60 --amp --shift 2
 best_dropout            $ours --epochs 60 --amp --dropout-last 3
 best_shift2_lr2e-2      $ours --epochs 60 --amp --shift 2 --lr 2e-2
+best_bs16               $ours --epochs 60 --amp --bs 16
+best_bs16_shift2        $ours --epochs 60 --amp --bs 16 --shift 2
 # our recipe taught: the same network learns the probabilities of best, in place of the labels or beside them
 best_taught             $taught --epochs 60
 best_taught_seed1       $taught --epochs 60 --seed 1
