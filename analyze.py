@@ -461,6 +461,25 @@ def spread(accs):
     return f"(mean {np.mean(accs):.2f}, standard deviation {np.std(accs, ddof=1):.2f})"
 
 
+def repeated(results, what, runs):
+    """Runs of one recipe, which differ in `what`, as a line of the page; no line where fewer than two are done."""
+    accs = {name: results.acc(name) for name in runs if results.best(name)}
+    if runs[0] not in accs or len(accs) < 2:
+        return []
+    listed = ", ".join(f"{name} {acc:.2f}{results.precision(name)}" for name, acc in accs.items())
+    report = f"; the report {results.report[runs[0]]['val_acc']:.2f}" if runs[0] in results.report else ""
+    return [f"- {what}, the same recipe: {listed} {spread(list(accs.values()))}{report}."]
+
+
+def reseeded(results, in_report):
+    """Lines of the runs that are done with several training seeds, of the recipes that the report has, or of the others."""
+    recipes = {}
+    for name in results.log:
+        recipes.setdefault(re.sub(r"_seed\d+$", "", name), []).append(name)
+    return [line for recipe, runs in recipes.items() if (recipe in results.report) == in_report
+            for line in repeated(results, "Other training seeds", runs)]
+
+
 def noise_of(results):
     """The yardstick, in points: two runs of one recipe differ by more in one case of twenty. From the seeds of the final
     recipe, by Student's t, since three say little of their spread (4.30 is its 97.5 % point at two degrees of freedom);
@@ -547,14 +566,9 @@ def differences(results):
     if len(train):
         lines.append(f"- train_acc, last epoch: the median difference is {np.median(train):+.2f} (from {train.min():+.2f} to "
                      f"{train.max():+.2f}, {len(train)} numbers).")
-    repeats = [("Other held-out images and other digits", runs) for runs in DRAWS]
-    repeats += [("Other training seeds", runs) for runs in (SEEDS, ("dropout_all_p0.2", "dropout_all_p0.2_seed1"))]
-    for what, runs in repeats:
-        accs = {name: results.acc(name) for name in runs if results.best(name)}
-        if runs[0] in accs and len(accs) > 1:
-            listed = ", ".join(f"{name} {acc:.2f}{results.precision(name)}" for name, acc in accs.items())
-            lines.append(f"- {what}, the same recipe: {listed} {spread(list(accs.values()))}; the report "
-                         f"{results.report[runs[0]]['val_acc']:.2f}.")
+    for runs in DRAWS:
+        lines += repeated(results, "Other held-out images and other digits", runs)
+    lines += reseeded(results, in_report=True)
     if results.best("baseline") and results.best("baseline_match0.5"):
         def both(name):
             return f"val_acc {results.acc(name):.2f}, train_acc {results.log[name][-1]['train_acc']:.2f}"
@@ -690,7 +704,10 @@ def summary(folder):
         page += [f"## {title}\n", table(["run", "flags", "epochs", "best val_acc (epoch)", "final val_acc", "train_acc",
                                          "val_acc, digit conflicts", "s an epoch", "on", "report", "difference"], rows)]
     page += ["## The report's claims\n", table(["section", "claim", "measured", "verdict"], claims(results, folder, noise))]
-    page += ["## Where we differ from the report\n", *differences(results), "\n## Figures\n"]
+    page += ["## Where we differ from the report\n", *differences(results), ""]
+    own = reseeded(results, in_report=False)
+    page += ["## How much is chance beyond the report\n", *own, ""] if own else []
+    page += ["## Figures\n"]
     figures = {}
     for row in results.report.values():
         if str(row["figure"]) != "nan":

@@ -126,6 +126,8 @@ taught3_share0          $taught3 --shift 2 --label-share 0 --label-smoothing 0
 taught2_seed1           $taught2 --seed 1
 # what each part of our recipe gives, at 12 epochs: one is changed back, or away, in each run
 best12                  $ours12
+best12_seed1            $ours12 --seed 1
+best12_seed2            $ours12 --seed 2
 best12_shuffle0         $ours12 --shuffle-digits 0
 best12_flip             $ours12 --flip 0.5 --flip-picture 0
 best12_shift0           $ours12 --shift 0
@@ -134,6 +136,8 @@ best12_wd_0.05          $ours12 --weight-decay 0.05
 best12_warmup_cosine    $ours12 --schedule warmup_cosine --warmup-epochs 3
 best12_smoothing0       $ours12 --label-smoothing 0
 best12_bs16             $ours12 --bs 16
+best12_bs16_seed1       $ours12 --bs 16 --seed 1
+best12_bs16_seed2       $ours12 --bs 16 --seed 2
 best12_noise_erase      $ours12 --noise 0.05 --erase 0.3
 best12_dropout          $ours12 --dropout-last 3
 # time to the report's accuracy: three epochs, the first on shrunk images

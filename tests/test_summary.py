@@ -79,6 +79,18 @@ def test_the_yardstick_comes_from_the_seeds(folder):
             "deviation 0.05); the report 73.08.") in analyze.differences(analyze.Results(folder))
 
 
+def test_other_seeds_of_a_recipe_that_the_report_lacks_have_lines_of_their_own(folder):
+    for name, acc in {"fast": 74.0, "fast_seed1": 75.0, "fast_seed2": 76.0, "taught2_seed1": 80.0, "final_seed1": 72.0}.items():
+        add_run(folder, name, [acc])
+    analyze.summary(folder)
+    page = (folder / "README.md").read_text()
+    theirs, own = page.split("## Where we differ from the report")[1].split("## How much is chance beyond the report")
+    assert re.findall("^- Other training seeds.*", own, re.MULTILINE) == [
+        "- Other training seeds, the same recipe: fast 74.00, fast_seed1 75.00, fast_seed2 76.00 (mean 75.00, standard "
+        "deviation 1.00)."]
+    assert re.findall("^- Other training seeds.*final 73.00, final_seed1 72.00 ", theirs, re.MULTILINE)
+
+
 def test_two_runs_of_one_recipe_differ_by_more_than_the_yardstick_once_in_twenty():
     rng = np.random.default_rng(0)
     draws = rng.normal(73, 0.3, (5000, 5))  # three seeds, and two runs more
