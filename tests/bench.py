@@ -276,7 +276,7 @@ def main():
                 if device.type == "cuda":
                     rows[-1]["gpu_busy"] = round(kernels * ours, 3)
                 print("  ".join(f"{key} {value}" for key, value in rows[-1].items() if key != "hardware"), flush=True)
-    write_csv(args.out, rows)
+                write_csv(args.out, rows)  # a bench that is cut short keeps its rows
 
 
 if __name__ == "__main__":
