@@ -411,6 +411,7 @@ class Results:
             self.sections.setdefault(title, []).append(name)
             self.flags[name] = flags.strip()
             self.target[name] = flags.split()[1] if flags.strip().startswith("=") else name
+        self.reported = [name for title, names in self.sections.items() if title[0] == "1" for name in names]
         # experiments.sh's own short names for groups of flags; the longest, $ours, is best's flags but for its epochs
         self.short = dict(re.findall(r'^(\w+)="(--[^"$]*)"', script.read_text(), re.MULTILINE))
         self.short["ours"] = self.flags["best"].split(" --epochs")[0]
@@ -436,6 +437,22 @@ class Results:
     def acc(self, name):
         return self.best(name)["val_acc"] if self.best(name) else None
 
+    def recipe(self, run):
+        """The run of the same recipe with seed 0; `run` itself where there is none."""
+        name = re.sub(r"_seed\d+$", "", run)
+        return name if name in self.log else run
+
+    def seeds(self, name):
+        """The finished runs of `name`'s recipe, which differ in the training seed; none where `name` has not run."""
+        return [run for run in self.log if self.recipe(run) == self.target.get(name, name)]
+
+    def accs(self, name):
+        return [self.acc(run) for run in self.seeds(name)]
+
+    def mean(self, name):
+        """The mean of `accs`, None where `name` has not run."""
+        return float(np.mean(self.accs(name))) if self.accs(name) else None
+
     def precision(self, name):
         """What to write behind a number of a finished run where it trained in bfloat16."""
         return " (amp)" if self.args[self.target[name]]["amp"] else ""
@@ -452,9 +469,10 @@ def table(header, rows):
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (header, ["---"] * len(header), *rows)) + "\n"
 
 
-SEEDS = ("final", "final_seed1", "final_seed2")  # one recipe, three training seeds
 DRAWS = (("baseline", "baseline_data1", "baseline_data2", "baseline_data3"),  # two recipes, other splits and digits
          ("final", *(f"final_data{seed}" for seed in range(1, 6))))
+T975 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 8: 2.31, 10: 2.23, 15: 2.13, 20: 2.09, 30: 2.04,
+        1000: 1.96}  # the 97.5 % points of Student's t, by degrees of freedom
 
 
 def spread(accs):
@@ -471,46 +489,67 @@ def repeated(results, what, runs):
     return [f"- {what}, the same recipe: {listed} {spread(list(accs.values()))}{report}."]
 
 
-def reseeded(results, in_report):
-    """Lines of the runs that are done with several training seeds, of the recipes that the report has, or of the others."""
-    recipes = {}
-    for name in results.log:
-        recipes.setdefault(re.sub(r"_seed\d+$", "", name), []).append(name)
-    return [line for recipe, runs in recipes.items() if (recipe in results.report) == in_report
-            for line in repeated(results, "Other training seeds", runs)]
+def yardstick(groups):
+    """How much is chance, from `groups` of accuracies in percent, a list for each recipe that ran with several seeds.
+
+    Returns (noise, sd, freedom). `sd` is the standard deviation of one run, in points, pooled over the groups, with so many
+    degrees of freedom; until something has run twice (0), the sampling error of 5,000 images at 73 %. `noise(n, m)`: the means
+    of n and of m runs of one recipe differ by more in one case of twenty, by Student's t (m = inf: from a fixed number)."""
+    groups = [accs for accs in groups if len(accs) > 1]
+    freedom = sum(len(accs) - 1 for accs in groups)
+    sd = 100 * (0.73 * 0.27 / 5000) ** 0.5
+    if freedom:
+        sd = (sum(len(accs) * np.var(accs) for accs in groups) / freedom) ** 0.5
+    t = np.interp(freedom, list(T975), list(T975.values())) if freedom else 2
+    return lambda n=1, m=1: t * sd * (1 / n + 1 / m) ** 0.5, sd, freedom
 
 
-def noise_of(results):
-    """The yardstick, in points: two runs of one recipe differ by more in one case of twenty. From the seeds of the final
-    recipe, by Student's t, since three say little of their spread (4.30 is its 97.5 % point at two degrees of freedom);
-    until they have run, from the sampling error of 5,000 images at 73 %. Returns (points, its origin)."""
-    accs = [results.acc(name) for name in SEEDS]
-    if None in accs:
-        points = 2 * 2 ** 0.5 * 100 * (0.73 * 0.27 / 5000) ** 0.5
-        return points, "the sampling error of 5,000 images (the final recipe's three seeds are not all run yet)"
-    return 4.30 * 2 ** 0.5 * float(np.std(accs, ddof=1)), (
-        "Student's t and the final recipe's seeds 0, 1, 2: " + ", ".join(f"{a:.2f}" for a in accs) + f" {spread(accs)}")
+def chance(results):
+    """The yardstick of the report's recipes, but for dropout after every block, whose spread is larger."""
+    return yardstick([results.accs(name) for name in results.reported
+                      if results.target[name] == name and "dropout_all" not in name])
+
+
+def by_seeds(results, names, beside=None, label=""):
+    """A table of those recipes of `names` that ran with several training seeds; with `beside`, {name: number}, under `label`
+    that number, and how far the mean is from it."""
+    rows = []
+    for name in names:
+        accs, number = results.accs(name), (beside or {}).get(name)
+        if len(accs) < 2:
+            continue
+        each = ", ".join(f"{acc:.2f}{results.precision(run)}" for run, acc in zip(results.seeds(name), accs))
+        rows.append([name, each, f"{np.mean(accs):.2f}", f"{np.std(accs, ddof=1):.2f}"])
+        if beside:
+            rows[-1] += [f"{number:.2f}", f"{np.mean(accs) - number:+.2f}"] if number else ["", ""]
+    return table(["recipe", "best val_acc of each", "mean", "standard deviation", *([label, "difference"] if beside else [])], rows)
 
 
 def claims(results, folder, noise):
-    """The report's claims as rows (section, claim, what was measured, verdict); each verdict follows from the runs."""
-    rows = []
+    """The report's claims as rows (section, claim, what was measured, verdict); each verdict follows from the means over the
+    training seeds that have run, and from yardstick's `noise`."""
+    rows, mean = [], results.mean
 
-    def add(section, claim, measured, margin, needs=()):
-        """Holds where `margin` is above the noise, does not where it is below minus the noise."""
-        missing = [results.target[name] for name in needs if results.acc(name) is None]
+    def runs(name):
+        return len(results.accs(name))
+
+    def shown(*names):
+        return ", ".join(f"{name} {mean(name):.2f}" + (f" (mean of {runs(name)})" if runs(name) > 1 else "") for name in names)
+
+    def add(section, claim, measured, margin, chance, needs):
+        """Holds where `margin` is above `chance`, does not where it is below minus that."""
+        missing = [results.target[name] for name in needs if mean(name) is None]
         if missing:
             rows.append((section, claim, "not run yet: " + ", ".join(dict.fromkeys(missing)), "not run"))
             return
-        margin = margin()
-        verdict = "within noise" if abs(margin) <= noise else "holds" if margin > 0 else "does not hold"
+        verdict = "within noise" if abs(margin()) <= chance() else "holds" if margin() > 0 else "does not hold"
         rows.append((section, claim, measured(), verdict))
 
     def beats(section, claim, name, others):
         def best_other():
-            return max(others, key=results.acc)
-        add(section, claim, lambda: f"{name} {results.acc(name):.2f}, {best_other()} {results.acc(best_other()):.2f}",
-            lambda: results.acc(name) - results.acc(best_other()), [name, *others])
+            return max(others, key=mean)
+        add(section, claim, lambda: shown(name, best_other()), lambda: mean(name) - mean(best_other()),
+            lambda: noise(runs(name), runs(best_other())), [name, *others])
 
     def others(number, name):
         return [other for other in results.section(number) if results.target[other] != results.target[name]]
@@ -519,14 +558,13 @@ def claims(results, folder, noise):
     beats("1.1", "batch size 32 beats 64", "bs32", ["bs64"])
     beats("1.2", "noise 0.05 with erasing 0.3, scale (0.02, 0.05), is the best augmentation", "noise_0.05_erase_0.3",
           others("1.2", "noise_0.05_erase_0.3"))
-    add("1.3", "lr 1e-4 ends slightly above 50 % (read as 50 to 55)", lambda: f"{results.acc('lr_1e-4'):.2f}",
-        lambda: np.inf * (1 if 50 < results.acc("lr_1e-4") < 55 else -1), ["lr_1e-4"])
+    add("1.3", "lr 1e-4 ends slightly above 50 % (read as 50 to 55)", lambda: shown("lr_1e-4"),
+        lambda: 1 if 50 < mean("lr_1e-4") < 55 else -1, lambda: 0, ["lr_1e-4"])
     decays = ["wd_1e-2", "wd_5e-3", "wd_1e-4"]
-    add("1.3", "no weight decay tried beats 70 %", lambda: ", ".join(f"{d} {results.acc(d):.2f}" for d in decays),
-        lambda: 70 - max(map(results.acc, decays)), decays)
-    add("1.3", "a smaller lr_min makes no significant difference",
-        lambda: f"lr_min_1e-6 {results.acc('lr_min_1e-6'):.2f}, 1e-5 {results.acc('lr_1e-3'):.2f}",
-        lambda: np.inf * (1 if abs(results.acc("lr_min_1e-6") - results.acc("lr_1e-3")) <= noise else -1),
+    add("1.3", "no weight decay tried beats 70 %", lambda: shown(*decays), lambda: 70 - max(map(mean, decays)),
+        lambda: noise(runs(max(decays, key=mean)), np.inf), decays)
+    add("1.3", "a smaller lr_min makes no significant difference", lambda: shown("lr_min_1e-6", "lr_1e-3"),
+        lambda: noise(runs("lr_min_1e-6"), runs("lr_1e-3")) - abs(mean("lr_min_1e-6") - mean("lr_1e-3")), lambda: 0,
         ["lr_min_1e-6", "lr_1e-3"])
     beats("1.4", "cosine beats StepLR", "cosine_50", ["step"])
     beats("1.4", "cosine beats a constant learning rate", "cosine_50", ["constant"])
@@ -534,8 +572,8 @@ def claims(results, folder, noise):
     beats("1.5", "dropout after every block hurts, p 0.1", "warmup_cosine", ["dropout_all_p0.1"])
     beats("1.5", "dropout after every block hurts, p 0.2", "warmup_cosine", ["dropout_all_p0.2"])
     beats("1.5", "the last three blocks with p 0.1 are the best dropout", "final", others("1.5", "final"))
-    add("1.6", "the final model reaches 73.08 %", lambda: f"{results.acc('final'):.2f}",
-        lambda: results.acc("final") - results.report["final"]["val_acc"], ["final"])
+    add("1.6", "the final model reaches 73.08 %", lambda: shown("final"),
+        lambda: mean("final") - results.report["final"]["val_acc"], lambda: noise(runs("final")), ["final"])
 
     claim = ("first-layer filters respond uniformly, last-layer filters are class-specific (read as: the last layer's "
              "median index is over twice the first's, and over twice its own before training)")
@@ -555,20 +593,19 @@ def claims(results, folder, noise):
 def differences(results):
     """Where our numbers leave the report's, as lines of the page: how many are close, and what chance and the data's draw
     explain."""
-    pairs = [(row, results.best(name), results.log[results.target[name]][-1]["train_acc"])
+    pairs = [(row, results.mean(name), np.mean([results.log[run][-1]["train_acc"] for run in results.seeds(name)]))
              for name, row in results.report.items() if results.best(name)]
     if not pairs:
         return ["No run that the report has a number for is done yet."]
-    val = np.array([best["val_acc"] - row["val_acc"] for row, best, _ in pairs])
+    val = np.array([val_acc - row["val_acc"] for row, val_acc, _ in pairs])
     train = np.array([train_acc - row["train_acc"] for row, _, train_acc in pairs if row["train_acc"] == row["train_acc"]])
-    lines = [f"- val_acc: {(abs(val) <= 1.5).sum()} of {len(val)} numbers lie within 1.5 points of the report's; the median "
-             f"difference is {np.median(val):+.2f} (from {val.min():+.2f} to {val.max():+.2f})."]
+    lines = [f"- val_acc, means over the training seeds: {(abs(val) <= 1.5).sum()} of {len(val)} numbers lie within 1.5 points of "
+             f"the report's; the median difference is {np.median(val):+.2f} (from {val.min():+.2f} to {val.max():+.2f})."]
     if len(train):
-        lines.append(f"- train_acc, last epoch: the median difference is {np.median(train):+.2f} (from {train.min():+.2f} to "
+        lines.append(f"- train_acc, last epoch, likewise: the median difference is {np.median(train):+.2f} (from {train.min():+.2f} to "
                      f"{train.max():+.2f}, {len(train)} numbers).")
     for runs in DRAWS:
         lines += repeated(results, "Other held-out images and other digits", runs)
-    lines += reseeded(results, in_report=True)
     if results.best("baseline") and results.best("baseline_match0.5"):
         def both(name):
             return f"val_acc {results.acc(name):.2f}, train_acc {results.log[name][-1]['train_acc']:.2f}"
@@ -599,8 +636,9 @@ def differences(results):
         lines.append("- Figure 5b, dropout after every block: train_acc / val_acc in the first epoch, and how much more it is in "
                      f"the last ten epochs than in the ten before: the report {course(results.traced('dropout_all_p0.2'))}" +
                      "".join(f"; {what} {course(results.log[name])}" for what, name in ours.items() if results.best(name)) + ".")
+    bests = [(row, results.best(name)) for name, row in results.report.items() if results.best(name)]
     shares = [(row["val_acc"] - best["val_acc_conflict"]) / (best["val_acc_agree"] - best["val_acc_conflict"])
-              for row, best, _ in pairs if "val_acc_agree" in best]
+              for row, best in bests if "val_acc_agree" in best]
     if shares:
         lines.append("- An independent digit agrees with the label in 10 % of the validation images. Were it "
                      f"{100 * np.median(shares):.0f} % (from {100 * min(shares):.0f} to {100 * max(shares):.0f} over the runs), our "
@@ -629,14 +667,15 @@ def draw_figure(results, figure, runs, path):
 
 
 def draw_overview(results, path):
-    names = sorted(results.log, key=results.acc)
+    names = sorted((name for name in results.log if results.recipe(name) == name), key=results.mean)
     canvas, axis = plt.subplots(figsize=(7, 1.6 + 0.27 * len(names)), layout="constrained")
-    axis.plot([results.acc(name) for name in names], range(len(names)), "o", label="ours")
+    dots = [(acc, row) for row, name in enumerate(names) for acc in results.accs(name)]
+    axis.plot(*zip(*dots), "o", ms=5, alpha=0.6, label="ours, a dot a training seed")
     reported = [(row["val_acc"], names.index(results.target[name])) for name, row in results.report.items()
                 if results.target[name] in names]
     axis.plot(*zip(*reported), "D", mfc="none", color="C3", label="report")
     axis.set(yticks=range(len(names)), yticklabels=names, ylim=(-0.6, len(names) - 0.4), xlabel="best validation accuracy (%)",
-             title="Every run, by best validation accuracy")
+             title="Every recipe, by best validation accuracy (mean of its seeds)")
     axis.grid(alpha=0.3)
     canvas.legend(loc="outside lower center", ncols=2, frameon=False)
     save_figure(canvas, path)
@@ -665,9 +704,12 @@ def summary(folder):
     results = Results(folder)
     if not results.log:
         raise UserError(f"{folder} holds no finished run of experiments.sh")
-    noise, origin = noise_of(results)
+    noise, sd, freedom = chance(results)
     listed = [name for name, target in results.target.items() if name == target]
     waiting = [name for name in listed if name not in results.log]
+    origin = (f"the training seeds, pooled over the report's recipes ({freedom} degrees of freedom; without dropout after every "
+              "block, whose spread is larger)" if freedom else
+              "the sampling error of 5,000 images (no other training seeds are run yet)")
     machines = sorted({f"{args['hardware']}, torch {args['torch']}" for args in results.args.values()})
     page = ["# Every experiment of the report, beside the report\n",
             "Made by `python analyze.py --summary results` from the runs' CSVs; nothing is typed in by hand.\n",
@@ -676,8 +718,9 @@ def summary(folder):
             f"- Run on: {'; '.join(machines)}. The seconds are those of a machine that most runs shared with others. A CPU and "
             "a GPU draw different numbers from one seed.",
             *([f"- Not run yet: {', '.join(waiting)}."] if waiting else []),
-            f"- \"Within noise\" is {noise:.2f} points: two runs of one recipe differ by more in one case of twenty. From "
-            f"{origin}.",
+            f"- \"Within noise\": chance alone gives as much in one case of twenty. One run has a standard deviation of {sd:.2f} "
+            f"points, from {origin}. So in one case of twenty two runs of one recipe differ by more than {noise():.2f} points, a mean "
+            f"of three and one run by more than {noise(3):.2f}, two means of three by more than {noise(3, 3):.2f} (Student's t).",
             "- `report` is what the report states, or shows in a figure (traced, +-0.1); `difference` is ours minus it. "
             "Its data, split and seed are not public.",
             "- Flags are those in which a run differs from the final recipe, with these short for",
@@ -703,10 +746,20 @@ def summary(folder):
                          reported, f"{best['val_acc'] - report['val_acc']:+.2f}" if report else ""])
         page += [f"## {title}\n", table(["run", "flags", "epochs", "best val_acc (epoch)", "final val_acc", "train_acc",
                                          "val_acc, digit conflicts", "s an epoch", "on", "report", "difference"], rows)]
+    page += ["## The report's numbers with several training seeds\n",
+             by_seeds(results, results.reported, {name: row["val_acc"] for name, row in results.report.items()}, "report")]
     page += ["## The report's claims\n", table(["section", "claim", "measured", "verdict"], claims(results, folder, noise))]
     page += ["## Where we differ from the report\n", *differences(results), ""]
-    own = reseeded(results, in_report=False)
-    page += ["## How much is chance beyond the report\n", *own, ""] if own else []
+    parts = [name for name in results.log if name.startswith("best12") and results.recipe(name) == name]
+    own = [name for name in results.log if results.recipe(name) == name and name not in (*results.reported, *parts)]
+    page += ["## Beyond the report, with several training seeds\n", by_seeds(results, own)]
+    if "best12" in parts:
+        noise, sd, freedom = yardstick([results.accs(name) for name in parts])
+        whole = {name: results.mean("best12") for name in parts if name != "best12"}
+        page += ["## What each part of our recipe gives, means over the training seeds\n",
+                 f"One run has a standard deviation of {sd:.2f} points, pooled ({freedom} degrees of freedom); two means of three "
+                 f"differ by more than {noise(3, 3):.2f} points in one case of twenty (Student's t).\n",
+                 by_seeds(results, parts, whole, "best12")]
     page += ["## Figures\n"]
     figures = {}
     for row in results.report.values():

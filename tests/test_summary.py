@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -44,7 +43,7 @@ def folder(tmp_path):
 def verdicts(folder):
     results = analyze.Results(folder)
     return {claim.split(" (")[0]: verdict for _, claim, _, verdict in
-            analyze.claims(results, folder, analyze.noise_of(results)[0])}
+            analyze.claims(results, folder, analyze.chance(results)[0])}
 
 
 def test_verdicts_follow_from_the_runs(folder):
@@ -69,33 +68,61 @@ def test_the_experts_need_both_controls(folder, first, last, before, verdict):
     assert verdicts(folder)[claim] == verdict
 
 
-def test_the_yardstick_comes_from_the_seeds(folder):
-    assert analyze.noise_of(analyze.Results(folder))[0] == pytest.approx(2 * 2 ** 0.5 * 100 * (0.73 * 0.27 / 5000) ** 0.5)
-    add_run(folder, "final_seed1", [72.95])
-    add_run(folder, "final_seed2", [73.05])
-    assert analyze.noise_of(analyze.Results(folder))[0] == pytest.approx(4.30 * 2 ** 0.5 * 0.05)  # sd of 73, 72.95, 73.05
+def test_the_yardstick_comes_from_the_seeds_of_the_reports_recipes(folder):
+    noise, sd, freedom = analyze.chance(analyze.Results(folder))
+    assert freedom == 0 and noise() == pytest.approx(2 * 2 ** 0.5 * 100 * (0.73 * 0.27 / 5000) ** 0.5)
+    for name, acc in {"final_seed1": 72.95, "final_seed2": 73.05, "fast": 70.0, "fast_seed1": 75.0,
+                      "dropout_all_p0.2": 50.0, "dropout_all_p0.2_seed1": 60.0}.items():
+        add_run(folder, name, [acc])
+    noise, sd, freedom = analyze.chance(analyze.Results(folder))
+    assert sd == pytest.approx(0.05) and freedom == 2  # of 73, 72.95, 73.05; the others don't count
+    assert noise() == pytest.approx(4.30 * 2 ** 0.5 * 0.05)
+    assert noise(3, float("inf")) == pytest.approx(4.30 * 0.05 / 3 ** 0.5)
     assert verdicts(folder)["batch size 16 beats 32"] == "holds"
-    assert ("- Other training seeds, the same recipe: final 73.00, final_seed1 72.95, final_seed2 73.05 (mean 73.00, standard "
-            "deviation 0.05); the report 73.08.") in analyze.differences(analyze.Results(folder))
+    add_run(folder, "bs16_seed1", [68.7])  # another 0.02 of squares
+    assert analyze.chance(analyze.Results(folder))[1:] == (pytest.approx(((0.005 + 0.02) / 3) ** 0.5), 3)
 
 
-def test_other_seeds_of_a_recipe_that_the_report_lacks_have_lines_of_their_own(folder):
-    for name, acc in {"fast": 74.0, "fast_seed1": 75.0, "fast_seed2": 76.0, "taught2_seed1": 80.0, "final_seed1": 72.0}.items():
+def test_verdicts_follow_from_the_means_over_the_seeds(folder):
+    for name, acc in {"final_seed1": 72.95, "final_seed2": 73.05}.items():
+        add_run(folder, name, [acc])
+    assert verdicts(folder)["batch size 16 beats 32"] == "holds"  # 68.5 beside 68.0
+    add_run(folder, "bs16_seed1", [67.5])
+    assert verdicts(folder)["batch size 16 beats 32"] == "within noise"  # 68.0
+    add_run(folder, "bs16_seed2", [58.0])
+    add_run(folder, "wd_1e-4_seed1", [20.0])
+    found = verdicts(folder)
+    assert found["no weight decay tried beats 70 %"] == "within noise"  # 66.0 is the best of the means, but now all is noisy
+    row, = (row for row in analyze.claims(analyze.Results(folder), folder, lambda n, m=1: 0) if row[1] == "batch size 16 beats 32")
+    assert row[2:] == ("bs16 64.67 (mean of 3), bs32 68.00", "does not hold")
+
+
+def test_the_recipes_with_several_seeds_have_their_tables(folder):
+    for name, acc in {"fast": 74.0, "fast_seed1": 75.0, "fast_seed2": 76.0, "taught2_seed1": 80.0, "final_seed1": 72.0,
+                      "best12": 80.0, "best12_seed1": 82.0, "best12_flip": 78.0, "best12_flip_seed1": 79.0,
+                      "best12_shift0": 77.0}.items():
         add_run(folder, name, [acc])
     analyze.summary(folder)
     page = (folder / "README.md").read_text()
-    theirs, own = page.split("## Where we differ from the report")[1].split("## How much is chance beyond the report")
-    assert re.findall("^- Other training seeds.*", own, re.MULTILINE) == [
-        "- Other training seeds, the same recipe: fast 74.00, fast_seed1 75.00, fast_seed2 76.00 (mean 75.00, standard "
-        "deviation 1.00)."]
-    assert re.findall("^- Other training seeds.*final 73.00, final_seed1 72.00 ", theirs, re.MULTILINE)
+    theirs, own, parts = (page.split(f"## {title}")[1].split("\n\n## ")[0] for title in (
+        "The report's numbers with several", "Beyond the report, with several", "What each part of our recipe gives"))
+    rows = [re.findall(r"^\| (\w.*) \|$", text, re.MULTILINE)[1:] for text in (theirs, own, parts)]
+    assert rows == [["dropout_last3_p0.1 | 73.00, 72.00 | 72.50 | 0.71 | 72.64 | -0.14",
+                     "final | 73.00, 72.00 | 72.50 | 0.71 | 73.08 | -0.58"],
+                    ["fast | 74.00, 75.00, 76.00 | 75.00 | 1.00"],
+                    ["best12 | 80.00 (amp), 82.00 (amp) | 81.00 | 1.41 |  | ",
+                     "best12_flip | 78.00 (amp), 79.00 (amp) | 78.50 | 0.71 | 81.00 | -2.50"]]
+    assert "standard deviation of 1.12 points, pooled (2 degrees of freedom)" in parts  # squares: 2 and 0.5
 
 
-def test_two_runs_of_one_recipe_differ_by_more_than_the_yardstick_once_in_twenty():
-    rng = np.random.default_rng(0)
-    draws = rng.normal(73, 0.3, (5000, 5))  # three seeds, and two runs more
-    points = np.array([analyze.noise_of(SimpleNamespace(acc=dict(zip(analyze.SEEDS, seeds)).get))[0] for seeds in draws[:, :3]])
-    assert (abs(draws[:, 3] - draws[:, 4]) > points).mean() == pytest.approx(0.05, abs=0.01)
+@pytest.mark.parametrize("n, m", [(1, 1), (3, 1), (3, 3)])
+def test_means_of_one_recipe_differ_by_more_than_the_yardstick_once_in_twenty(n, m):
+    rng, over = np.random.default_rng(0), []
+    for _ in range(4000):
+        groups = rng.normal(70, 0.3, (2, 3)) + [[0], [10]]  # two recipes with three seeds each: four degrees of freedom
+        a, b = rng.normal(73, 0.3, n).mean(), rng.normal(73, 0.3, m).mean()
+        over.append(abs(a - b) > analyze.yardstick(groups.tolist())[0](n, m))
+    assert np.mean(over) == pytest.approx(0.05, abs=0.01)
 
 
 def test_the_page_shows_ours_the_reports_and_what_is_missing_and_is_the_same_twice(folder):
