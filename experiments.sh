@@ -177,13 +177,8 @@ run_one() {  # name flags
 
 flags_of() { echo $(runs | awk -v name="$1" '$1 == name { $1 = ""; print }') $trial; }
 
-all=($(runs | awk '!/^#/ && $2 != "=" { print $1 }'))
 case ${1:-} in
     demo) demo; exit ;;
-    --list)
-        runs
-        echo "# ${#all[@]} runs; as a SLURM array: sbatch --array=0-$((${#all[@]} - 1)) experiments.sh"
-        exit ;;
     --one)  # one run of a sweep, called by xargs below
         name=$2
         if [ "$JOBS" -gt 1 ]; then
@@ -197,6 +192,13 @@ case ${1:-} in
         run_one "$name" "$(flags_of "$name")"
         exit ;;
 esac
+
+all=($(runs | awk '!/^#/ && $2 != "=" { print $1 }'))
+if [ "${1:-}" = --list ]; then
+    runs
+    echo "# ${#all[@]} runs; as a SLURM array: sbatch --array=0-$((${#all[@]} - 1)) experiments.sh"
+    exit
+fi
 
 names=()
 for name in "$@"; do
