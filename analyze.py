@@ -510,9 +510,9 @@ def chance(results):
                       if results.target[name] == name and "dropout_all" not in name])
 
 
-def by_seeds(results, names, beside=None, label=""):
-    """A table of those recipes of `names` that ran with several training seeds; with `beside`, {name: number}, under `label`
-    that number, and how far the mean is from it."""
+def by_seeds(title, results, names, beside=None, label=""):
+    """A section of the page: a table of those recipes of `names` that ran with several training seeds, nothing where none did;
+    with `beside`, {name: number}, under `label` that number, and how far the mean is from it."""
     rows = []
     for name in names:
         accs, number = results.accs(name), (beside or {}).get(name)
@@ -522,7 +522,8 @@ def by_seeds(results, names, beside=None, label=""):
         rows.append([name, each, f"{np.mean(accs):.2f}", f"{np.std(accs, ddof=1):.2f}"])
         if beside:
             rows[-1] += [f"{number:.2f}", f"{np.mean(accs) - number:+.2f}"] if number else ["", ""]
-    return table(["recipe", "best val_acc of each", "mean", "standard deviation", *([label, "difference"] if beside else [])], rows)
+    header = ["recipe", "best val_acc of each", "mean", "standard deviation", *([label, "difference"] if beside else [])]
+    return [f"## {title}\n", table(header, rows)] if rows else []
 
 
 def claims(results, folder, noise):
@@ -536,13 +537,13 @@ def claims(results, folder, noise):
     def shown(*names):
         return ", ".join(f"{name} {mean(name):.2f}" + (f" (mean of {runs(name)})" if runs(name) > 1 else "") for name in names)
 
-    def add(section, claim, measured, margin, chance, needs):
-        """Holds where `margin` is above `chance`, does not where it is below minus that."""
+    def add(section, claim, measured, margin, limit, needs):
+        """Holds where `margin` is above `limit`, does not where it is below minus that."""
         missing = [results.target[name] for name in needs if mean(name) is None]
         if missing:
             rows.append((section, claim, "not run yet: " + ", ".join(dict.fromkeys(missing)), "not run"))
             return
-        verdict = "within noise" if abs(margin()) <= chance() else "holds" if margin() > 0 else "does not hold"
+        verdict = "within noise" if abs(margin()) <= limit() else "holds" if margin() > 0 else "does not hold"
         rows.append((section, claim, measured(), verdict))
 
     def beats(section, claim, name, others):
@@ -746,20 +747,19 @@ def summary(folder):
                          reported, f"{best['val_acc'] - report['val_acc']:+.2f}" if report else ""])
         page += [f"## {title}\n", table(["run", "flags", "epochs", "best val_acc (epoch)", "final val_acc", "train_acc",
                                          "val_acc, digit conflicts", "s an epoch", "on", "report", "difference"], rows)]
-    page += ["## The report's numbers with several training seeds\n",
-             by_seeds(results, results.reported, {name: row["val_acc"] for name, row in results.report.items()}, "report")]
+    stated = {name: row["val_acc"] for name, row in results.report.items()}
+    page += by_seeds("The report's numbers with several training seeds", results, results.reported, stated, "report")
     page += ["## The report's claims\n", table(["section", "claim", "measured", "verdict"], claims(results, folder, noise))]
     page += ["## Where we differ from the report\n", *differences(results), ""]
     parts = [name for name in results.log if name.startswith("best12") and results.recipe(name) == name]
     own = [name for name in results.log if results.recipe(name) == name and name not in (*results.reported, *parts)]
-    page += ["## Beyond the report, with several training seeds\n", by_seeds(results, own)]
-    if "best12" in parts:
+    page += by_seeds("Beyond the report, with several training seeds", results, own)
+    if len(results.accs("best12")) > 1:
         noise, sd, freedom = yardstick([results.accs(name) for name in parts])
         whole = {name: results.mean("best12") for name in parts if name != "best12"}
-        page += ["## What each part of our recipe gives, means over the training seeds\n",
-                 f"One run has a standard deviation of {sd:.2f} points, pooled ({freedom} degrees of freedom); two means of three "
-                 f"differ by more than {noise(3, 3):.2f} points in one case of twenty (Student's t).\n",
-                 by_seeds(results, parts, whole, "best12")]
+        page += by_seeds("What each part of our recipe gives, means over the training seeds", results, parts, whole, "best12")
+        page.append(f"One run has a standard deviation of {sd:.2f} points, pooled ({freedom} degrees of freedom); two means of three "
+                    f"differ by more than {noise(3, 3):.2f} points in one case of twenty (Student's t).\n")
     page += ["## Figures\n"]
     figures = {}
     for row in results.report.values():
