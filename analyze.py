@@ -648,22 +648,27 @@ def differences(results):
 
 
 def draw_figure(results, figure, runs, path):
-    """One of the report's figures: our accuracies solid, the report's, traced, dashed; a panel a run."""
+    """One of the report's figures: our accuracies solid (thin: other training seeds), the report's, traced, dashed; a panel a
+    run."""
     canvas, axes = plt.subplots(1, len(runs), figsize=(max(5.2, 3.9 * len(runs)), 3.6), layout="constrained", sharey=True,
                                 squeeze=False)
     for axis, (panel, name) in zip(axes[0], runs):
-        theirs = results.traced(name)
-        ours = results.log.get(results.target[name], [])
+        seeds = results.seeds(name)
         for color, key in (("C0", "train_acc"), ("C1", "val_acc")):
             label = {"train_acc": "training", "val_acc": "validation"}[key]
-            axis.plot([row["epoch"] for row in ours], [row[key] for row in ours], color=color, label=f"{label}, ours")
+            for run in reversed(seeds):
+                first = run == seeds[0]
+                axis.plot([row["epoch"] for row in results.log[run]], [row[key] for row in results.log[run]], color=color,
+                          lw=1.5 if first else 0.6, alpha=1 if first else 0.7, label=f"{label}, ours" if first else None)
+            theirs = results.traced(name)
             axis.plot([row["epoch"] for row in theirs], [row[key] for row in theirs], color=color, ls="--", lw=1,
                       label=f"{label}, report")
-        axis.set(title=f"({panel}) {name}" + ("" if ours else ", not run yet"), xlabel="epoch")
+        axis.set(title=f"({panel}) {name}" + ("" if seeds else ", not run yet"), xlabel="epoch")
         axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("accuracy (%)")
     axes[0, -1].legend(fontsize=8)
-    canvas.suptitle(f"The report's figure {figure}")
+    thin = "; thin: other training seeds" if any(len(results.seeds(name)) > 1 for _, name in runs) else ""
+    canvas.suptitle(f"The report's figure {figure}{thin}")
     save_figure(canvas, path)
 
 
