@@ -600,11 +600,15 @@ def differences(results):
         return ["No run that the report has a number for is done yet."]
     val = np.array([val_acc - row["val_acc"] for row, val_acc, _ in pairs])
     train = np.array([train_acc - row["train_acc"] for row, _, train_acc in pairs if row["train_acc"] == row["train_acc"]])
+    noise = chance(results)[0]
+    far = [f"{name} {results.mean(name) - row['val_acc']:+.2f}" for name, row in results.report.items()
+           if results.best(name) and abs(results.mean(name) - row["val_acc"]) > noise(len(results.accs(name)))]
     lines = [f"- val_acc, means over the training seeds: {(abs(val) <= 1.5).sum()} of {len(val)} numbers lie within 1.5 points of "
-             f"the report's; the median difference is {np.median(val):+.2f} (from {val.min():+.2f} to {val.max():+.2f})."]
+             f"the report's; the median difference is {np.median(val):+.2f} (from {val.min():+.2f} to {val.max():+.2f}). Further off "
+             f"than the chance of training takes a mean and one run in one case of twenty: {', '.join(far) or 'none'}."]
     if len(train):
-        lines.append(f"- train_acc, last epoch, likewise: the median difference is {np.median(train):+.2f} (from {train.min():+.2f} to "
-                     f"{train.max():+.2f}, {len(train)} numbers).")
+        lines.append(f"- train_acc, last epoch, likewise: the median difference is {np.median(train):+.2f} (from "
+                     f"{train.min():+.2f} to {train.max():+.2f}, {len(train)} numbers).")
     for runs in DRAWS:
         lines += repeated(results, "Other held-out images and other digits", runs)
     if results.best("baseline") and results.best("baseline_match0.5"):

@@ -158,6 +158,7 @@ def test_where_we_differ_is_computed(folder):
     lines = analyze.differences(analyze.Results(folder))
     assert "1 of 3 numbers lie within 1.5 points" in lines[0]
     assert "the median difference is -0.12 (from -2.90 to +6.00)" in lines[0]
+    assert lines[0].endswith("in one case of twenty: baseline -2.90, wd_5e-3 +6.00.")
     assert "the median difference is +1.85 (from +0.20 to +3.50, 2 numbers)" in lines[1]
     assert "baseline 62.00, baseline_data1 64.00 (mean 63.00, standard deviation 1.41); the report 64.90" in lines[2]
     assert ("baseline val_acc 66.00, train_acc 90.00, for val_acc 62.00, train_acc 90.00; the report val_acc 64.90, "
