@@ -475,20 +475,6 @@ T975 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 8: 2.31, 10: 2.23
         1000: 1.96}  # the 97.5 % points of Student's t, by degrees of freedom
 
 
-def spread(accs):
-    return f"(mean {np.mean(accs):.2f}, standard deviation {np.std(accs, ddof=1):.2f})"
-
-
-def repeated(results, what, runs):
-    """Runs of one recipe, which differ in `what`, as a line of the page; no line where fewer than two are done."""
-    accs = {name: results.acc(name) for name in runs if results.best(name)}
-    if runs[0] not in accs or len(accs) < 2:
-        return []
-    listed = ", ".join(f"{name} {acc:.2f}{results.precision(name)}" for name, acc in accs.items())
-    report = f"; the report {results.report[runs[0]]['val_acc']:.2f}" if runs[0] in results.report else ""
-    return [f"- {what}, the same recipe: {listed} {spread(list(accs.values()))}{report}."]
-
-
 def yardstick(groups):
     """How much is chance, from `groups` of accuracies in percent, a list for each recipe that ran with several seeds.
 
@@ -594,23 +580,28 @@ def claims(results, folder, noise):
 def differences(results):
     """Where our numbers leave the report's, as lines of the page: how many are close, and what chance and the data's draw
     explain."""
-    pairs = [(row, results.mean(name), np.mean([results.log[run][-1]["train_acc"] for run in results.seeds(name)]))
-             for name, row in results.report.items() if results.best(name)]
-    if not pairs:
+    names = [name for name in results.report if results.best(name)]
+    if not names:
         return ["No run that the report has a number for is done yet."]
-    val = np.array([val_acc - row["val_acc"] for row, val_acc, _ in pairs])
-    train = np.array([train_acc - row["train_acc"] for row, _, train_acc in pairs if row["train_acc"] == row["train_acc"]])
     noise = chance(results)[0]
-    far = [f"{name} {results.mean(name) - row['val_acc']:+.2f}" for name, row in results.report.items()
-           if results.best(name) and abs(results.mean(name) - row["val_acc"]) > noise(len(results.accs(name)))]
+    val = np.array([results.mean(name) - results.report[name]["val_acc"] for name in names])
+    far = [f"{name} {off:+.2f}" for name, off in zip(names, val) if abs(off) > noise(len(results.accs(name)))]
     lines = [f"- val_acc, means over the training seeds: {(abs(val) <= 1.5).sum()} of {len(val)} numbers lie within 1.5 points of "
              f"the report's; the median difference is {np.median(val):+.2f} (from {val.min():+.2f} to {val.max():+.2f}). Further off "
              f"than the chance of training takes a mean and one run in one case of twenty: {', '.join(far) or 'none'}."]
+    train = np.array([np.mean([results.log[run][-1]["train_acc"] for run in results.seeds(name)])
+                      - results.report[name]["train_acc"] for name in names])
+    train = train[~np.isnan(train)]  # not all are given
     if len(train):
         lines.append(f"- train_acc, last epoch, likewise: the median difference is {np.median(train):+.2f} (from "
                      f"{train.min():+.2f} to {train.max():+.2f}, {len(train)} numbers).")
     for runs in DRAWS:
-        lines += repeated(results, "Other held-out images and other digits", runs)
+        accs = {name: results.acc(name) for name in runs if results.best(name)}
+        if runs[0] in accs and len(accs) > 1:
+            listed = ", ".join(f"{name} {acc:.2f}{results.precision(name)}" for name, acc in accs.items())
+            mean, sd = np.mean(list(accs.values())), np.std(list(accs.values()), ddof=1)
+            lines.append(f"- Other held-out images and other digits, the same recipe: {listed} (mean {mean:.2f}, standard deviation "
+                         f"{sd:.2f}); the report {results.report[runs[0]]['val_acc']:.2f}.")
     if results.best("baseline") and results.best("baseline_match0.5"):
         def both(name):
             return f"val_acc {results.acc(name):.2f}, train_acc {results.log[name][-1]['train_acc']:.2f}"
@@ -641,9 +632,9 @@ def differences(results):
         lines.append("- Figure 5b, dropout after every block: train_acc / val_acc in the first epoch, and how much more it is in "
                      f"the last ten epochs than in the ten before: the report {course(results.traced('dropout_all_p0.2'))}" +
                      "".join(f"; {what} {course(results.log[name])}" for what, name in ours.items() if results.best(name)) + ".")
-    bests = [(row, results.best(name)) for name, row in results.report.items() if results.best(name)]
-    shares = [(row["val_acc"] - best["val_acc_conflict"]) / (best["val_acc_agree"] - best["val_acc_conflict"])
-              for row, best in bests if "val_acc_agree" in best]
+    bests = {name: results.best(name) for name in names}
+    shares = [(results.report[name]["val_acc"] - best["val_acc_conflict"]) / (best["val_acc_agree"] - best["val_acc_conflict"])
+              for name, best in bests.items() if "val_acc_agree" in best]
     if shares:
         lines.append("- An independent digit agrees with the label in 10 % of the validation images. Were it "
                      f"{100 * np.median(shares):.0f} % (from {100 * min(shares):.0f} to {100 * max(shares):.0f} over the runs), our "

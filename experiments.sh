@@ -141,12 +141,11 @@ fast                    $fast
 TABLE
 }
 
-runs() {  # the list, and the runs of $again with other training seeds
-    list
-    echo "# how much is chance: other training seeds"
-    list | awk -v again="$again" '{ name = $1; $1 = ""; flags[name] = $0 }
-        END { n = split(again, names); for (i = 1; i <= n; i++) for (seed = 1; seed <= 2; seed++)
-            printf "%-26s%s --seed %d\n", names[i] "_seed" seed, flags[names[i]], seed }'
+runs() {  # the list, then the runs of $again with other training seeds
+    list | awk -v again="$again" '{ print; name = $1; $1 = ""; flags[name] = $0 }
+        END { print "# how much is chance: other training seeds"; n = split(again, names)
+            for (i = 1; i <= n; i++) for (seed = 1; seed <= 2; seed++)
+                printf "%-26s%s --seed %d\n", names[i] "_seed" seed, flags[names[i]], seed }'
 }
 
 demo() {

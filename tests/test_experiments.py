@@ -140,7 +140,8 @@ def test_jobs_spread_over_the_gpus(sandbox, tmp_path, visible, expected):
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nprintf '0\\n1\\n2\\n'\n")  # a machine with three
     (tmp_path / "nvidia-smi").chmod(0o755)
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "JOBS": "3"}
-    sandbox("baseline", "bs64", "bs32", "bs16", "final", **environment, **({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}))
+    visible = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    sandbox("baseline", "bs64", "bs32", "bs16", "final", **environment, **visible)
     assert set((tmp_path / "gpus").read_text().split("\n")[:-1]) == expected
 
 
