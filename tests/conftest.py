@@ -1,9 +1,14 @@
 """A small synthetic data set for the tests, and the scripts on the path."""
+import os
 import sys
 from pathlib import Path
 
-import pytest
-import torch
+# Threads that wait for each other sleep. If they spin, which is the default, and something else runs on the machine, the tests
+# take five times as long. OpenMP reads this when torch is imported, here and in the scripts that the tests start.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
