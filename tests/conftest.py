@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 # Threads that wait for each other sleep. If they spin, which is the default, and something else runs on the machine, the tests
-# take five times as long. OpenMP reads this when torch is imported, here and in the scripts that the tests start.
+# take several times as long. OpenMP reads this when torch is imported, here and in the scripts that the tests start.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest  # noqa: E402
