@@ -198,15 +198,6 @@ def rescale(kernel):
     return kernel / kernel.max() if kernel.max() > 0 else kernel
 
 
-def sheet(count, width, head, row):
-    """A figure of `count` axes, eight in a row; the sizes in inches: its width, the height of its title and of a row."""
-    rows = math.ceil(count / 8)
-    figure, axes = plt.subplots(rows, 8, figsize=(width, head + row * rows), layout="constrained")
-    for axis in axes.flat[count:]:
-        axis.axis("off")
-    return figure, axes.flat[:count]
-
-
 def draw_filters(weight, out):
     """conv1's weights, float [16,3,7,7]: each kernel as an image in [0, 255], the grid of figure 7, the filters in RGB."""
     for i, kernels in enumerate(weight):
@@ -232,17 +223,20 @@ def draw_filters(weight, out):
                 axis.set_title(f"channel {channel + 1}\n{('red', 'green', 'blue')[channel]}", fontsize=10)
     save_figure(figure, out / "filters.png")
 
-    figure, axes = sheet(len(weight), width=10, head=1.2, row=1)
+    rows = math.ceil(len(weight) / 8)
+    figure, axes = plt.subplots(rows, 8, figsize=(10, 1.2 + rows), layout="constrained")
     figure.suptitle("First-layer filters in colour, each stretched to [0, 1]")
-    for i, (axis, kernels) in enumerate(zip(axes, weight)):
+    for i, (axis, kernels) in enumerate(zip(axes.flat, weight)):
         axis.imshow(rescale(kernels).permute(1, 2, 0).numpy())
         axis.set(xticks=[], yticks=[], title=f"filter {i + 1}")
+    for axis in axes.flat[len(weight):]:
+        axis.axis("off")
     save_figure(figure, out / "filters_rgb.png")
 
 
-def draw_bars(axis, means, names=()):
-    """One filter's ten class means, divided by the largest; a colour a class; names on the axis where given."""
-    bars = axis.bar(range(10), means / max(means.max(), 1e-12), color=[f"C{c}" for c in range(10)])
+def draw_bars(axis, means, names=(), left=0):
+    """One filter's ten class means, divided by the largest, from `left` on; a colour a class; names on the axis where given."""
+    bars = axis.bar(range(left, left + 10), means / max(means.max(), 1e-12), color=[f"C{c}" for c in range(10)])
     axis.set_ylim(0, 1.05)
     axis.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor")
     return bars
@@ -275,13 +269,16 @@ def draw_layer(layer, norms, classes, source, out):
     plt.close(figure)
 
     index = selectivity(norms)
-    figure, axes = sheet(len(norms), width=12, head=1.3, row=1.15)
+    rows = math.ceil(len(norms) / 8)
+    figure, axes = plt.subplots(rows, figsize=(12, 1.3 + 1.15 * rows), layout="constrained", squeeze=False)
     figure.suptitle(f"Layer {layer}: norm of each filter's map by class, divided by its largest ({source})\n"
-                    "title: filter, best class, class selectivity index; the most selective first", fontsize=12)
-    for axis, i in zip(axes, np.argsort(-index, kind="stable")):
-        shown = draw_bars(axis, norms[i])
-        axis.label_outer()  # as with sharey, which takes seconds for 80 charts
-        axis.set_title(f"{i + 1} {classes[int(norms[i].argmax())]} {index[i]:.2f}", fontsize=9)
+                    "above each chart: filter, best class, class selectivity index; the most selective first", fontsize=12)
+    for place, i in enumerate(np.argsort(-index, kind="stable")):  # a row of charts is one axes: 80 of them take seconds
+        axis, left = axes[place // 8, 0], 12 * (place % 8)
+        shown = draw_bars(axis, norms[i], left=left)
+        axis.text(left + 4.5, 1.1, f"{i + 1} {classes[int(norms[i].argmax())]} {index[i]:.2f}", ha="center", fontsize=9)
+        axis.set_xlim(-1.5, 94.5)
+        axis.spines[["top", "right"]].set_visible(False)
     figure.legend(shown.patches, classes, loc="outside lower center", ncols=10, fontsize=9, frameon=False)
     save_figure(figure, out / f"experts_layer{layer}.png")
 

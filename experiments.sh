@@ -180,16 +180,16 @@ flags_of() { echo $(runs | awk -v name="$1" '$1 == name { $1 = ""; print }') $tr
 case ${1:-} in
     demo) demo; exit ;;
     --one)  # one run of a sweep, called by xargs below
-        name=$2
+        name=$2 flags=$(flags_of "$2")
         if [ "$JOBS" -gt 1 ]; then
             export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( $(nproc) / JOBS > 0 ? $(nproc) / JOBS : 1 ))}
             IFS=, read -ra gpus <<< "${GPUS:-}"
             [ ${#gpus[@]} -eq 0 ] || export CUDA_VISIBLE_DEVICES=${gpus[SLOT % ${#gpus[@]}]}
-            run_one "$name" "$(flags_of "$name")" 2>&1 | sed -u "s/^/$name: /"
+            run_one "$name" "$flags" 2>&1 | sed -u "s/^/$name: /"
             exit "${PIPESTATUS[0]}"
         fi
-        echo "== $name $(flags_of "$name")"
-        run_one "$name" "$(flags_of "$name")"
+        echo "== $name $flags"
+        run_one "$name" "$flags"
         exit ;;
 esac
 

@@ -1,8 +1,8 @@
 """The analysis against naive loops and closed forms, and the files it writes."""
 import csv
+import importlib
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -183,34 +183,39 @@ def test_the_sheets_show_each_filter_once(filters, tmp_path, monkeypatch):
     analyze.draw_filters(torch.rand(filters, 3, 7, 7), tmp_path)
     analyze.draw_layer(1, np.random.RandomState(0).rand(filters, 10), data.CLASSES, "synthetic data", tmp_path)
 
-    def titles(name, text):
-        return sorted(int(text(axis).split()[-1 if "filter" in name else 0]) for axis in shown[name].axes if text(axis))
+    def numbers(texts, place):
+        return sorted(int(text.split()[place]) for text in texts if text)
 
-    assert titles("filters.png", lambda axis: axis.get_ylabel()) == [*range(1, filters + 1)]
-    assert titles("filters_rgb.png", lambda axis: axis.get_title()) == [*range(1, filters + 1)]
-    assert titles("experts_layer1.png", lambda axis: axis.get_title()) == [*range(1, filters + 1)]
-    for name, pictures in (("filters.png", 3 * filters), ("filters_rgb.png", filters), ("experts_layer1.png", filters)):
-        drawn = [axis for axis in shown[name].axes if axis.images or axis.patches]
-        assert len(drawn) == pictures and not any(axis.axison for axis in shown[name].axes if axis not in drawn)
+    kernels, colours, charts = (shown[f"{name}.png"].axes for name in ("filters", "filters_rgb", "experts_layer1"))
+    assert numbers([axis.get_ylabel() for axis in kernels], -1) == [*range(1, filters + 1)]
+    assert numbers([axis.get_title() for axis in colours], -1) == [*range(1, filters + 1)]
+    assert numbers([text.get_text() for axis in charts for text in axis.texts], 0) == [*range(1, filters + 1)]
+    for axes, pictures in ((kernels, 3 * filters), (colours, filters)):
+        drawn = [axis for axis in axes if axis.images]
+        assert len(drawn) == pictures and not any(axis.axison for axis in axes if axis not in drawn)
+    for axis in charts:
+        places = [bar.get_x() + bar.get_width() / 2 for bar in axis.patches]
+        assert len(places) == len(set(places)) == 10 * len(axis.texts)  # ten bars a filter, none upon another
+        assert all(places[10 * i] < text.get_position()[0] < places[10 * i + 9] for i, text in enumerate(axis.texts))
 
 
-def test_a_layer_more_in_model_py_is_the_last(data_dir, tmp_path):
-    here = Path(analyze.__file__).parent
-    for name in ("analyze.py", "data.py", "train.py", "schedules.py", "utils.py"):
-        shutil.copy(here / name, tmp_path)
-    source = (here / "model.py").read_text()
+def test_a_layer_more_in_model_py_is_the_last(data_dir, tmp_path, monkeypatch, capsys):
+    """The scripts in a folder of their own, where model.py is edited, in place of those that are imported already."""
+    for script in Path(analyze.__file__).parent.glob("*.py"):
+        shutil.copy(script, tmp_path)
+        monkeypatch.delitem(sys.modules, script.stem, raising=False)
+    source = (tmp_path / "model.py").read_text()
     for old, new in (("self.fc = nn.Linear(80, 10)", "self.conv6 = nn.Conv2d(80, 9, 3); self.fc = nn.Linear(9, 10)"),
                      ("logits = self.fc(self.drop5(map5)", "map6 = self.conv6(map5); logits = self.fc(self.drop5(map6)"),
                      ("F.relu(z4), map5]", "F.relu(z4), map5, map6]")):
         assert source.count(old) == 1
         source = source.replace(old, new)
     (tmp_path / "model.py").write_text(source)
-
-    def python(*words):
-        return subprocess.run([sys.executable, *map(str, words)], cwd=tmp_path, capture_output=True, text=True, check=True)
-
-    python("-c", "import torch, model; torch.save(model.CNN().state_dict(), 'net.pt')")
-    printed = python("analyze.py", "--ckpt", "net.pt", "--layer", "last", "--data-dir", data_dir).stdout
+    monkeypatch.syspath_prepend(tmp_path)
+    torch.save(importlib.import_module("model").CNN().state_dict(), tmp_path / "net.pt")
+    monkeypatch.setattr(sys, "argv", ["analyze.py", "--ckpt", f"{tmp_path}/net.pt", "--layer", "last", "--data-dir", f"{data_dir}"])
+    importlib.import_module("analyze").main()
+    printed = capsys.readouterr().out
     assert re.search(r"^layer6_selectivity_median .* \(9 filters\)$", printed, re.MULTILINE)
     assert re.search(r"^layer6_filters_more_selective_for_digit \d of 9$", printed, re.MULTILINE)
     assert len(list((tmp_path / "experts_layer6").iterdir())) == 9 and (tmp_path / "experts_layer6.csv").exists()
