@@ -801,32 +801,38 @@ def analyze(args):
     predictions = logits.argmax(1)
     scores = score(logits, val)
     mirrored = [mirror(trained.get("flip_picture")), *NO_AUGMENT]
-    lines = [f"source {source}"]
+    lines = []
+
+    def say(*more):
+        """Print as it is measured, and keep for analysis.txt."""
+        print(*more, sep="\n", flush=True)
+        lines.extend(more)
+
+    say(f"source {source}")
     if "epoch" in checkpoint:
-        lines += [f"epoch {checkpoint['epoch']}"]
-    lines += [f"val_acc {scores['acc']:.2f} ({len(val.labels)} images)",
-              f"val_acc_mirror {mirror_acc(model, val, logits, mirrored):.2f} (probabilities averaged with the mirror image's)"]
+        say(f"epoch {checkpoint['epoch']}")
+    say(f"val_acc {scores['acc']:.2f} ({len(val.labels)} images)",
+        f"val_acc_mirror {mirror_acc(model, val, logits, mirrored):.2f} (probabilities averaged with the mirror image's)")
     if trained.get("dropout_last"):
         images = splits.train.first(TRAIN_EVAL).images.to(device)
-        lines += statistics_lines(model, images, val, trained["dropout_last"], trained["dropout_p"])
+        say(*statistics_lines(model, images, val, trained["dropout_last"], trained["dropout_p"]))
     if splits.test:
         test = splits.test.to(device)
         test_logits = predict(model, test.images, NO_AUGMENT)
-        lines += [f"test_acc {score(test_logits, test)['acc']:.2f} ({len(test.labels)} images)",
-                  f"test_acc_mirror {mirror_acc(model, test, test_logits, mirrored):.2f}"]
+        say(f"test_acc {score(test_logits, test)['acc']:.2f} ({len(test.labels)} images)",
+            f"test_acc_mirror {mirror_acc(model, test, test_logits, mirrored):.2f}")
     for layer in sorted({1, DEPTH, *layers}):
-        lines += selectivity_lines(layer, norms[layer - 1], untrained[layer - 1], classes)
+        say(*selectivity_lines(layer, norms[layer - 1], untrained[layer - 1], classes))
     if digits_known:
         groups, counts = group_table(predictions == val.labels, val)
         rows = counterfactual(model, val)
         table = counterfactual_table(rows, predictions, val)
         by_digit = class_means(image_norms, val.digits)
-        lines += shortcut_lines(val, scores, groups, counts, rows, table, classes)
+        say(*shortcut_lines(val, scores, groups, counts, rows, table, classes))
         for layer in (1, DEPTH):
             more = selectivity(by_digit[layer - 1]) > selectivity(norms[layer - 1])
-            lines.append(f"layer{layer}_filters_more_selective_for_digit {more.sum()} of {len(more)}")
+            say(f"layer{layer}_filters_more_selective_for_digit {more.sum()} of {len(more)}")
     write_text(out / "analysis.txt", "\n".join(lines) + "\n")
-    print("\n".join(lines), flush=True)
 
     draw_filters(model.conv1.weight.detach().cpu(), out)
     for layer in layers:
