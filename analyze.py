@@ -273,12 +273,13 @@ def draw_layer(layer, norms, classes, source, out):
     figure, axes = plt.subplots(rows, figsize=(12, 1.3 + 1.15 * rows), layout="constrained", squeeze=False)
     figure.suptitle(f"Layer {layer}: norm of each filter's map by class, divided by its largest ({source})\n"
                     "above each chart: filter, best class, class selectivity index; the most selective first", fontsize=12)
-    for place, i in enumerate(np.argsort(-index, kind="stable")):  # a row of charts is one axes: 80 of them take seconds
-        axis, left = axes[place // 8, 0], 12 * (place % 8)
-        shown = draw_bars(axis, norms[i], left=left)
-        axis.text(left + 4.5, 1.1, f"{i + 1} {classes[int(norms[i].argmax())]} {index[i]:.2f}", ha="center", fontsize=9)
+    for axis in axes.flat:  # a row of charts is one axes: 80 of them take seconds
         axis.set_xlim(-1.5, 94.5)
         axis.spines[["top", "right"]].set_visible(False)
+    for place, i in enumerate(np.argsort(-index, kind="stable")):
+        axis, left = axes.flat[place // 8], 12 * (place % 8)
+        shown = draw_bars(axis, norms[i], left=left)
+        axis.text(left + 4.5, 1.1, f"{i + 1} {classes[int(norms[i].argmax())]} {index[i]:.2f}", ha="center", fontsize=9)
     figure.legend(shown.patches, classes, loc="outside lower center", ncols=10, fontsize=9, frameon=False)
     save_figure(figure, out / f"experts_layer{layer}.png")
 

@@ -44,9 +44,9 @@ def load(checkpoint):
     return net.eval()
 
 
-def call(monkeypatch, *flags):
+def call(monkeypatch, *flags, script=analyze):
     monkeypatch.setattr(sys, "argv", ["analyze.py", *map(str, flags)])
-    analyze.main()
+    script.main()
 
 
 def test_class_means_are_means_of_l2_norms(checkpoint, data_dir):
@@ -213,8 +213,8 @@ def test_a_layer_more_in_model_py_is_the_last(data_dir, tmp_path, monkeypatch, c
     (tmp_path / "model.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
     torch.save(importlib.import_module("model").CNN().state_dict(), tmp_path / "net.pt")
-    monkeypatch.setattr(sys, "argv", ["analyze.py", "--ckpt", f"{tmp_path}/net.pt", "--layer", "last", "--data-dir", f"{data_dir}"])
-    importlib.import_module("analyze").main()
+    call(monkeypatch, "--ckpt", tmp_path / "net.pt", "--layer", "last", "--data-dir", data_dir,
+         script=importlib.import_module("analyze"))
     printed = capsys.readouterr().out
     assert re.search(r"^layer6_selectivity_median .* \(9 filters\)$", printed, re.MULTILINE)
     assert re.search(r"^layer6_filters_more_selective_for_digit \d of 9$", printed, re.MULTILINE)
