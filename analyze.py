@@ -383,7 +383,7 @@ def draw_mistakes(split, logits, classes, source, out):
 def predict_folder(model, folder, out, device):
     """Write out/predictions.txt: a line `name.png,class index` for each PNG of `folder`, 2.png before 10.png."""
     def natural(path):
-        return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
+        return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.name)]
     paths = sorted(Path(folder).glob("*.png"), key=natural)
     if not paths:
         raise UserError(f"{folder} holds no PNG files")

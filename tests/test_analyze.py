@@ -303,15 +303,16 @@ def test_group_table_against_a_double_loop():
             assert np.isnan(groups[label, digit]) if not hits else groups[label, digit] == 100 * sum(hits) / len(hits)
 
 
-def test_predictions_in_natural_order(checkpoint, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["img", "²"])  # isdigit() says yes to the second, int() no
+def test_predictions_in_natural_order(checkpoint, tmp_path, monkeypatch, name):
     images, folder = torch.rand(12, 3, 40, 40), tmp_path / "test_unlabeled"
     folder.mkdir()
     for i, image in enumerate(images):
-        save_image(image, folder / f"img{i}.png")
+        save_image(image, folder / f"{name}{i}.png")
     call(monkeypatch, "--ckpt", checkpoint, "--predict", folder, "--out", tmp_path)
     pixels = (images * 255 + 0.5).to(torch.uint8)
     expected = load(checkpoint)(data.apply(analyze.NO_AUGMENT, pixels)).argmax(1).tolist()
-    assert (tmp_path / "predictions.txt").read_text() == "".join(f"img{i}.png,{c}\n" for i, c in enumerate(expected))
+    assert (tmp_path / "predictions.txt").read_text() == "".join(f"{name}{i}.png,{c}\n" for i, c in enumerate(expected))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no PNG"):
         call(monkeypatch, "--ckpt", checkpoint, "--predict", tmp_path / "empty", "--out", tmp_path)
