@@ -769,7 +769,8 @@ def summary(folder):
             continue
         draw_figure(results, figure, runs, folder / "figures" / f"figure{figure}.png")
         page.append(f"![figure {figure}: ours solid, the report's dashed](figures/figure{figure}.png)\n")
-    stopped = [results.target[name] for name in (*results.section("beyond"), "best") if results.best(name)]
+    stopped = [results.target[name] for name in (*results.section("beyond"), "best")
+               if results.best(name) and results.recipe(name) == name]
     if len(stopped) > 1:
         draw_stopped(results, stopped, folder / "figures" / "shortcut.png")
         page.append("![accuracies with a weaker, a stronger and a shuffled shortcut](figures/shortcut.png)\n")

@@ -192,14 +192,16 @@ def test_figure_5bs_course_is_compared(folder):
     assert "; ours 90.0 / 20.0, +0.0 / +12.0; without dropout 90.0 / 30.0, +0.0 / +7.5." in line
 
 
-def test_the_shortcuts_figure_waits_for_its_runs(folder):
+def test_the_shortcuts_figure_waits_for_its_runs_and_shows_one_seed_of_each(folder, monkeypatch):
+    shown, draw = [], analyze.draw_stopped
+    monkeypatch.setattr(analyze, "draw_stopped", lambda results, names, path: shown.append(names) or draw(results, names, path))
     analyze.summary(folder)
     assert not (folder / "figures" / "shortcut.png").exists()
-    add_run(folder, "shuffle1", [70.0])
-    for name in ("final", "shuffle1"):
+    for name in ("final", "shuffle1", "match0", "match0_seed1"):
         add_run(folder, name, [70.0], val_acc_agree=71.0, val_follows_digit=5.0)
     analyze.summary(folder)
     assert (folder / "figures" / "shortcut.png").exists() and "figures/shortcut.png" in (folder / "README.md").read_text()
+    assert len(shown) == 1 and sorted(shown[0]) == ["final", "match0", "shuffle1"]
 
 
 def test_only_whole_runs_as_they_are_listed_on_all_the_images_count(folder):
