@@ -440,6 +440,10 @@ class Results:
         name = re.sub(r"_seed\d+$", "", run)
         return name if name in self.log else run
 
+    def recipes(self):
+        """The finished runs without those that repeat another with another training seed."""
+        return [name for name in self.log if self.recipe(name) == name]
+
     def seeds(self, name):
         """The finished runs of `name`'s recipe, which differ in the training seed; none where `name` has not run."""
         return [run for run in self.log if self.recipe(run) == self.target.get(name, name)]
@@ -666,7 +670,7 @@ def draw_figure(results, figure, runs, path):
 
 
 def draw_overview(results, path):
-    names = sorted((name for name in results.log if results.recipe(name) == name), key=results.mean)
+    names = sorted(results.recipes(), key=results.mean)
     canvas, axis = plt.subplots(figsize=(7, 1.6 + 0.27 * len(names)), layout="constrained")
     dots = [(acc, row) for row, name in enumerate(names) for acc in results.accs(name)]
     axis.plot(*zip(*dots), "o", ms=5, alpha=0.6, label="ours, a dot a training seed")
@@ -749,8 +753,8 @@ def summary(folder):
     page += by_seeds("The report's numbers with several training seeds", results, results.reported, stated, "report")
     page += ["## The report's claims\n", table(["section", "claim", "measured", "verdict"], claims(results, folder, noise))]
     page += ["## Where we differ from the report\n", *differences(results), ""]
-    parts = [name for name in results.log if name.startswith("best12") and results.recipe(name) == name]
-    own = [name for name in results.log if results.recipe(name) == name and name not in (*results.reported, *parts)]
+    parts = [name for name in results.recipes() if name.startswith("best12")]
+    own = [name for name in results.recipes() if name not in (*results.reported, *parts)]
     page += by_seeds("Beyond the report, with several training seeds", results, own)
     if len(results.accs("best12")) > 1:
         noise, sd, freedom = yardstick([results.accs(name) for name in parts])
@@ -770,7 +774,7 @@ def summary(folder):
         draw_figure(results, figure, runs, folder / "figures" / f"figure{figure}.png")
         page.append(f"![figure {figure}: ours solid, the report's dashed](figures/figure{figure}.png)\n")
     stopped = [results.target[name] for name in (*results.section("beyond"), "best")
-               if results.best(name) and results.recipe(name) == name]
+               if results.target[name] in results.recipes()]
     if len(stopped) > 1:
         draw_stopped(results, stopped, folder / "figures" / "shortcut.png")
         page.append("![accuracies with a weaker, a stronger and a shuffled shortcut](figures/shortcut.png)\n")
