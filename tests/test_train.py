@@ -72,6 +72,15 @@ def test_a_run_writes_its_files(whole):
     best = torch.load(whole / "best.pt", weights_only=True)
     accuracies = [float(row["val_acc"]) for row in log]
     assert best["val_acc"] == pytest.approx(max(accuracies)) and best["epoch"] == accuracies.index(max(accuracies)) + 1
+    assert {**args, **best["args"]} == args and {"seed", "data_seed", "dropout_last", "flip_picture"} <= best["args"].keys()
+
+
+def test_of_equal_epochs_the_first_is_best(data_dir, tmp_path, monkeypatch):
+    """As on the results page, which names the first row of log.csv with the best val_acc."""
+    monkeypatch.setattr(train, "evaluate", lambda *args: dict.fromkeys(("loss", "acc", "acc_agree", "acc_conflict",
+                                                                        "follows_digit"), 50.0))
+    call(data_dir, tmp_path, "--limit", "16")
+    assert torch.load(tmp_path / "best.pt", weights_only=True)["epoch"] == 1
 
 
 def test_steps_csv_cuts_each_epoch_into_equal_parts(data_dir, tmp_path, monkeypatch):
@@ -237,6 +246,20 @@ def test_evaluation_is_in_evaluation_mode_and_changes_nothing(data_dir):
     assert metrics["acc"] == pytest.approx(100 * (logits.argmax(1) == val.labels).double().mean().item())
 
 
+def test_train_acc_is_that_of_the_first_training_images_augmented(data_dir, tmp_path, monkeypatch):
+    """Each mirrored, for certain, and nothing else; in evaluation mode, from last.pt."""
+    monkeypatch.setattr(train, "TRAIN_EVAL", 60)
+    call(data_dir, tmp_path, "--flip", "1", "--noise", "0", "--erase", "0", "--dropout-p", "0.5")
+    net = CNN().eval()
+    net.load_state_dict(torch.load(tmp_path / "last.pt", weights_only=True)["model"])
+    images, labels, _ = data.load_splits(data_dir).train.first(60)
+
+    def acc(x):
+        x = (x / 255 - torch.tensor(data.MEAN).view(3, 1, 1)) / torch.tensor(data.STD).view(3, 1, 1)
+        return 100 * (net(x).argmax(1) == labels).double().mean().item()
+    assert float(rows(tmp_path)[-1]["train_acc"]) == pytest.approx(acc(images.flip(3)), abs=1e-3) != acc(images)
+
+
 def test_groups_are_nan_where_digits_are_unknown(data_dir):
     val = data.load_splits(data_dir).val
     unknown = val._replace(digits=torch.full_like(val.digits, -1))
@@ -296,19 +319,20 @@ def stop_in_step(n, monkeypatch, data_dir, out, *flags):
             call(data_dir, out, *flags)
 
 
-@pytest.mark.parametrize("stop_in", ["training", "evaluation", "before last.pt", "before log.csv"])
+@pytest.mark.parametrize("stop_in", ["training", "evaluation", "before last.pt", "before log.csv", "the last figure"])
 def test_a_stopped_run_resumes_to_the_same_bits(whole, data_dir, tmp_path, monkeypatch, stop_in):
-    """Stopped in its third epoch, at different points."""
+    """Stopped in its third epoch, at different points, or at the very end."""
     out, calls = tmp_path / "run", []
     target, name = {"training": (train.Progress, "show"), "evaluation": (train, "evaluate"),
-                    "before last.pt": (train, "save"), "before log.csv": (train, "write_logs")}[stop_in]
+                    "before last.pt": (train, "save"), "before log.csv": (train, "write_logs"),
+                    "the last figure": (train, "draw_curves")}[stop_in]
     original = getattr(target, name)
 
     def stop(*args, **kwargs):
         calls.append(args)
         if {"training": len(calls) == 2 * 7 + 4, "evaluation": len(calls) == 2 * 2 + 2,
                 "before last.pt": len(calls) > 2 and str(args[0]).endswith("last.pt") and args[1]["epoch"] == 3,
-                "before log.csv": len(calls) == 3}[stop_in]:
+                "before log.csv": len(calls) == 3, "the last figure": True}[stop_in]:
             raise KeyboardInterrupt
         return original(*args, **kwargs)
 
@@ -316,8 +340,10 @@ def test_a_stopped_run_resumes_to_the_same_bits(whole, data_dir, tmp_path, monke
         patch.setattr(target, name, stop)
         with pytest.raises(KeyboardInterrupt):
             call(data_dir, out)
+    assert len(rows(out)) < 4  # it does not look finished
     call(data_dir, out, "--resume")
     assert_same_run(out, whole)
+    assert (out / "curves.png").exists()
 
 
 def test_a_schedule_that_goes_by_batches_resumes_too(data_dir, tmp_path, monkeypatch):
@@ -472,6 +498,14 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
             Path(temporary).write_text("half of the ne")
             raise OSError("no space left on device")
     assert (tmp_path / "f.txt").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_file_is_replaced_not_written_over(tmp_path):
+    """What has the old file open, or a kill in the middle of a write, finds it whole."""
+    utils.write_text(tmp_path / "f.txt", "old")
+    with open(tmp_path / "f.txt") as reader:
+        utils.write_text(tmp_path / "f.txt", "new")
+        assert reader.read() == "old" and (tmp_path / "f.txt").read_text() == "new"
 
 
 class Malicious:
