@@ -75,20 +75,35 @@ def test_selectivity_closed_forms():
     np.testing.assert_allclose(analyze.selectivity(norms), [0, 1, 0.5, 0, (8 - 1) / (8 + 1)])
 
 
+def test_the_printed_selectivity_closed_forms():
+    tops = np.array([3.0, 1, 9, 5 / 3, 2, 1.5, 4])  # (top - 1) / (top + 1): 1/2, 0, 4/5, 1/4, 1/3, 1/5, 3/5
+    norms, untrained = np.ones((7, 10)), np.ones((7, 10))
+    norms[range(7), range(7)], untrained[:, 0] = tops, 3
+    assert analyze.selectivity_lines(5, norms, untrained, data.CLASSES) == [
+        "layer5_selectivity_median 0.3333 (7 filters)", "layer5_selectivity_quartiles 0.2250 0.5500",
+        "layer5_selectivity_median_untrained 0.5000", "layer5_expert filter 3 bird 0.8000", "layer5_expert filter 7 frog 0.6000",
+        "layer5_expert filter 1 airplane 0.5000", "layer5_expert filter 5 deer 0.3333", "layer5_expert filter 4 cat 0.2500"]
+
+
 @pytest.mark.parametrize("width, flags", [(40, {"flip": 1}), (24, {"flip": 0, "flip_picture": 1})])
 def test_the_mirror_accuracy_against_an_image_at_a_time(checkpoint, data_dir, width, flags):
     net, val = load(checkpoint), data.load_splits(data_dir).val
     x = data.Normalize()(val.images / 255)
     with torch.no_grad():
         net.fc.bias -= net(x).mean(0)  # else it sees one class everywhere
+        net.fc.weight *= 30            # and is so unsure that probabilities average as logits do
+        net.fc.bias *= 30
         mirrored = x.clone()
         mirrored[:, :, :width, :width] = x[:, :, :width, :width].flip(3)
         both = [net(one[None]).softmax(1) + net(other[None]).softmax(1) for one, other in zip(x, mirrored)]
-        logits = net(x)
+        logits, others = net(x), net(mirrored)
     hits = sum(int(p.argmax()) == int(label) for p, label in zip(both, val.labels))
     assert 0 < hits < len(both)
     assert analyze.mirror_acc(net, val, logits, data.augmentation(**flags)) == pytest.approx(100 * hits / len(both))
-    assert hits != int((logits.argmax(1) == val.labels).sum())  # else this test could not tell it from the plain accuracy
+    val = val._replace(labels=torch.cat(both).argmax(1))
+    assert analyze.mirror_acc(net, val, logits, data.augmentation(**flags)) == 100
+    for other in (logits, others, logits + others):  # else this test could not tell it from these
+        assert (other.argmax(1) != val.labels).any()
 
 
 def test_statistics_measured_again_against_a_hand_written_pass_and_a_closed_form(checkpoint, data_dir):
@@ -168,11 +183,80 @@ def test_it_writes_what_it_says(checkpoint, data_dir, tmp_path, monkeypatch, cap
                                                                       (max(means) + np.mean(sorted(means)[:9])), rel=1e-4)
         assert int(row["best_digit"]) == means.argmax()
 
+    last = [analyze.class_means(analyze.map_norms(net, splits.val.images)[1], groups)[4]
+            for groups in (splits.val.labels, splits.val.digits)]
+    by_class, by_digit = ([(max(r) - (sum(r) - max(r)) / 9) / (max(r) + (sum(r) - max(r)) / 9) for r in means.tolist()]
+                          for means in last)
+    more = sum(digit > label for label, digit in zip(by_class, by_digit))
+    assert printed["layer5_filters_more_selective_for_digit"] == f"{more} of 80" and more != 40
+
     kernel = net.conv1.weight[4, 2].detach()  # stretched to [0, 255]
     expected = (255 * (kernel - kernel.min()) / (kernel.max() - kernel.min())).round()
     pixels = np.array(default_loader(str(tmp_path / "filters" / "filter05_channel3.png")))
     assert pixels.shape == (7, 7, 3) and pixels.min() == 0 and pixels.max() == 255
     np.testing.assert_allclose(pixels[:, :, 0], expected, atol=1)
+
+
+def test_a_checkpoint_of_train_py_brings_its_splits_its_seed_and_its_mirror(checkpoint, data_dir, tmp_path, monkeypatch, capsys):
+    net = load(checkpoint)
+    splits = {seed: data.load_splits(data_dir, seed=seed) for seed in (0, 3)}
+    with torch.no_grad():
+        net.fc.bias -= net(data.apply(analyze.NO_AUGMENT, splits[3].val.images)).mean(0)  # else it sees one class everywhere
+    trained = {"seed": 5, "data_seed": 3, "flip_picture": 0.5, "dropout_last": 5, "dropout_p": 0.4}
+    torch.save({"model": net.state_dict(), "args": trained, "epoch": 7}, tmp_path / "best.pt")
+    for name in ("filters", "layer", "summary", "mistakes", "shortcut", "digit_experts"):
+        monkeypatch.setattr(analyze, f"draw_{name}", lambda *args: None)
+
+    def printed(*flags):
+        call(monkeypatch, "--ckpt", tmp_path / "best.pt", "--data-dir", data_dir, *flags)
+        return dict(line.split(" ", 1) for line in capsys.readouterr().out.splitlines())
+
+    def acc(val, transforms=None):
+        with torch.no_grad():
+            logits = net(data.apply(analyze.NO_AUGMENT, val.images)).softmax(1)
+            if transforms:
+                logits = logits + net(data.apply(transforms, val.images)).softmax(1)
+        return f"{100 * (logits.argmax(1) == val.labels).double().mean():.2f}"
+
+    val, found = splits[3].val, printed()
+    assert found["epoch"] == "7" and found["val_acc"].split()[0] == acc(val) != acc(splits[0].val)
+    assert found["val_acc_mirror"].split()[0] == acc(val, data.augmentation(flip=0, flip_picture=1)) != acc(
+        val, data.augmentation(flip=1))
+    lines = analyze.statistics_lines(net, splits[3].train.images, val, 5, 0.4)
+    assert [f"{key} {found[key]}" for key in found if "statistics" in key] == lines
+    torch.manual_seed(5)
+    before = analyze.selectivity(analyze.class_means(analyze.map_norms(CNN(), val.images)[1], val.labels)[0])
+    assert found["layer1_selectivity_median_untrained"] == f"{np.median(before):.4f}"
+    assert printed("--data-seed", "0")["val_acc"].split()[0] == acc(splits[0].val)
+
+
+def test_figure_8_shows_the_most_uniform_of_the_first_and_the_most_selective_of_the_last(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(analyze, "save_figure", lambda figure, path: shown.append(figure))
+    first, last = np.ones((5, 10)), np.ones((5, 10))
+    first[range(5), range(5)], last[range(5), range(5)] = [2, 5, 3, 4, 6], [2, 5, 3, 4, 6]
+    analyze.draw_summary(first, last, data.CLASSES, "synthetic data", tmp_path)
+    axes = shown[0].axes
+    assert [axis.get_title() for axis in axes] == [
+        "first layer, filter 1: airplane, index 0.33", "first layer, filter 3: bird, index 0.50",
+        "first layer, filter 4: cat, index 0.60", "last layer, filter 5: deer, index 0.71",
+        "last layer, filter 2: automobile, index 0.67", "last layer, filter 4: cat, index 0.60"]
+    for axis, norms in zip(axes, (first[0], first[2], first[3], last[4], last[1], last[3])):
+        np.testing.assert_allclose([bar.get_height() for bar in axis.patches], norms / norms.max())
+
+
+def test_the_mistakes_are_the_surest_ones(tmp_path, monkeypatch):
+    """Labels 0; every second image is got wrong, as class 1, the surer the later; one in three has the digit 1."""
+    shown, n = [], 90
+    monkeypatch.setattr(analyze, "save_figure", lambda figure, path: shown.append(figure))
+    split = data.Split(torch.zeros(n, 3, 40, 40, dtype=torch.uint8), torch.zeros(n, dtype=torch.long), torch.arange(n) % 3)
+    logits = torch.zeros(n, 10)
+    logits[range(n), torch.arange(n) % 2] = 3 + torch.arange(n) / 20
+    analyze.draw_mistakes(split, logits, data.CLASSES, "synthetic data", tmp_path)
+    sure = logits.softmax(1).max(1).values
+    expected = [(f"airplane, digit {i % 3}\n→ automobile {sure[i]:.3f}", "C3" if i % 3 == 1 else "black")
+                for i in range(n - 1, n - 49, -2)]
+    assert [(axis.get_title(), axis.title.get_color()) for axis in shown[0].axes] == expected
 
 
 @pytest.mark.parametrize("filters", [16, 13, 3])

@@ -74,12 +74,13 @@ def test_splits_sizes_types_and_planted_match(data_dir):
 
 
 def test_match_share_follows_its_formula(tmp_path):
-    data.write_synthetic(tmp_path, train=3000, test=60)
+    """In training; in validation and test, where the digits are independent, it is a tenth."""
+    data.write_synthetic(tmp_path, train=3000, test=600)
     for match_prob in (0.0, 0.6):
-        train = data.load_splits(tmp_path, match_prob).train
-        expected = match_prob + (1 - match_prob) / 10
-        deviation = math.sqrt(expected * (1 - expected) / len(train.labels))
-        assert abs((train.digits == train.labels).double().mean().item() - expected) < 4 * deviation
+        splits = data.load_splits(tmp_path, match_prob)
+        for split, expected in ((splits.train, match_prob + (1 - match_prob) / 10), (splits.val, 0.1), (splits.test, 0.1)):
+            deviation = math.sqrt(expected * (1 - expected) / len(split.labels))
+            assert abs((split.digits == split.labels).double().mean().item() - expected) < 4 * deviation
 
 
 def test_val_and_test_do_not_depend_on_match_prob(data_dir):

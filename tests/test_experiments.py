@@ -63,8 +63,9 @@ def sandbox(tmp_path):
 echo "$@" >> calls
 [ "$1" != train.py ] || echo "${CUDA_VISIBLE_DEVICES-}" >> gpus
 [ "$1" = train.py ] || exit 0
-[[ "$*" != *"lr_1e-4 "* ]] || [ -n "${LET_IT:-}" ] || exit 1   # this run fails
-out=$4; mkdir -p "$out"; echo '"epochs": 2,' > "$out/args.json"; printf 'epoch\\n1\\n2\\n' > "$out/log.csv"
+out=$4; mkdir -p "$out"; echo '"epochs": 2,' > "$out/args.json"; printf 'epoch\\n1\\n' > "$out/log.csv"
+[[ "$*" != *"lr_1e-4 "* ]] || [ -n "${LET_IT:-}" ] || exit 1   # this run fails in its second epoch
+echo 2 >> "$out/log.csv"
 """)
     (tmp_path / "python").chmod(0o755)
 

@@ -57,6 +57,12 @@ def test_verdicts_follow_from_the_runs(folder):
     assert found["the final model reaches 73.08 %"] == "within noise"
 
 
+@pytest.mark.parametrize("acc, verdict", [(49.9, "does not hold"), (50.1, "holds"), (54.9, "holds"), (55.1, "does not hold")])
+def test_slightly_above_50_is_50_to_55(folder, acc, verdict):
+    add_run(folder, "lr_1e-4", [acc])
+    assert verdicts(folder)["lr 1e-4 ends slightly above 50 %"] == verdict
+
+
 @pytest.mark.parametrize("first, last, before, verdict", [(0.04, 0.15, 0.05, "holds"), (0.08, 0.15, 0.05, "does not hold"),
                                                           (0.04, 0.15, 0.08, "does not hold")])
 def test_the_experts_need_both_controls(folder, first, last, before, verdict):
@@ -164,6 +170,15 @@ def test_where_we_differ_is_computed(folder):
     assert ("baseline val_acc 66.00, train_acc 90.00, for val_acc 62.00, train_acc 90.00; the report val_acc 64.90, "
             "train_acc 89.80") in lines[3]
     assert "Were it 15 %" in lines[4]  # 60 + 0.153 * 32 = 64.9
+
+
+def test_a_mean_of_two_seeds_is_further_off_than_chance_sooner_than_one_run(folder):
+    add_run(folder, "baseline", [62.4])
+    add_run(folder, "baseline_seed1", [62.6])  # one degree of freedom, sd 0.1414: a mean of two 2.20, one run 2.54
+    far = analyze.differences(analyze.Results(folder))[0].split("case of twenty: ")[1]
+    assert far == "baseline -2.40, wd_1e-4 +5.80."
+    add_run(folder, "bs16", [67.6])
+    assert analyze.differences(analyze.Results(folder))[0].split("case of twenty: ")[1] == far  # -2.52
 
 
 def test_figure_3c_is_compared_with_and_without_noise_and_erasing(folder):
