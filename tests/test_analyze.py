@@ -129,7 +129,9 @@ def test_statistics_measured_again_against_a_hand_written_pass_and_a_closed_form
 
 def test_the_accuracies_with_statistics_measured_again(checkpoint, data_dir):
     net, splits = load(checkpoint), data.load_splits(data_dir)
-    net.bn2.running_mean += 3  # far from what the images give
+    net.bn2.running_mean += 1  # far from what the images give
+    with torch.no_grad():
+        net.fc.bias -= net(data.Normalize()(splits.val.images / 255)).mean(0)  # else it sees one class everywhere
     lines = analyze.statistics_lines(net, splits.train.images, splits.val, 5, 0.4)
 
     def acc(net):
