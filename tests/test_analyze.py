@@ -262,6 +262,49 @@ def test_the_mistakes_are_the_surest_ones(tmp_path, monkeypatch):
     assert [(axis.get_title(), axis.title.get_color()) for axis in shown[0].axes] == expected
 
 
+def test_the_shortcuts_picture_against_double_loops(tmp_path, monkeypatch):
+    shown, split = [], made_up_split()
+    monkeypatch.setattr(analyze, "save_figure", lambda figure, path: shown.append(figure))
+    rows, labels = torch.randint(0, 10, (11, 200)), split.labels.tolist()
+    rows[:, :10], predictions, groups = torch.arange(10), torch.randint(0, 10, (200,)), np.arange(100.0).reshape(10, 10)
+    analyze.draw_shortcut(split, predictions, groups, rows, data.CLASSES, "synthetic data", tmp_path)
+    confusion, accuracy, exchanged, bars = shown[0].axes
+    np.testing.assert_array_equal(accuracy.images[0].get_array(), groups)
+    tables = confusion.images[0].get_array(), exchanged.images[0].get_array()
+    assert [table.shape for table in tables] == [(10, 10), (11, 10)]
+    for c in range(10):
+        for label in range(10):
+            of_label = [int(p) for p, y in zip(predictions, labels) if y == label]
+            assert tables[0][label, c] == pytest.approx(100 * of_label.count(c) / len(of_label))
+        for digit in range(11):
+            assert tables[1][digit, c] == pytest.approx(100 * rows[digit].tolist().count(c) / 200)
+    assert confusion.texts[3].get_text() == f"{tables[0][0, 3]:.0f}"
+    for label in range(10):
+        right = [[int(rows[digit, k]) == label for k in range(200) if labels[k] == label] for digit in range(11)]
+        for bar, hits in zip((container[label] for container in bars.containers),
+                             (right[label], sum(right[:label] + right[label + 1:10], []), right[10])):
+            assert bar.get_width() == pytest.approx(100 * sum(hits) / len(hits))
+    assert bars.yaxis_inverted() and bars.get_yticklabels()[3].get_text() == "cat 3"
+
+
+def test_the_picture_of_digit_experts(tmp_path, monkeypatch):
+    shown, by_class, by_digit = [], [np.ones((6, 10)), np.ones((8, 10))], [np.ones((6, 10)), np.ones((8, 10))]
+    monkeypatch.setattr(analyze, "save_figure", lambda figure, path: shown.append(figure))
+    by_class[0][range(6), range(6)], by_digit[0][range(6), 3] = [2, 3, 7, 5, 4, 6], [9, 8, 2, 2, 2, 2]
+    by_class[1][range(8), range(8)], by_digit[1][range(8), 4] = [2, 3, 4, 9, 8, 7, 6, 5], [2, 2, 8, 2, 2, 2, 2, 2]
+    analyze.draw_digit_experts(by_class, by_digit, data.CLASSES, "synthetic data", tmp_path)
+    first, last, *charts = shown[0].axes
+    for axis, classed, digited in ((first, by_class[0], by_digit[0]), (last, by_class[1], by_digit[1])):
+        expected = [((a.max() - 1) / (a.max() + 1), (b.max() - 1) / (b.max() + 1)) for a, b in zip(classed, digited)]
+        np.testing.assert_allclose(axis.collections[0].get_offsets(), expected)
+    named = [[text.get_text() for text in axis.get_legend().get_texts()] for axis in (first, last)]
+    assert named == [["filter 3: bird", "filter 1: digit 3"], ["filter 4: cat", "filter 3: digit 4"]]
+    assert first.get_title() == "first layer: 2 of 6 filters answer more to the digit"
+    assert last.get_title() == "last layer: 1 of 8 filters answer more to the digit"
+    for axis, norms in zip(charts, (by_class[1][3], by_digit[1][3], by_class[1][2], by_digit[1][2])):
+        np.testing.assert_allclose([bar.get_height() for bar in axis.patches], norms / norms.max())
+
+
 @pytest.mark.parametrize("filters", [16, 13, 3])
 def test_the_sheets_show_each_filter_once(filters, tmp_path, monkeypatch):
     """model.py is there to be edited: other numbers of filters than its own, too."""

@@ -219,6 +219,35 @@ def test_the_shortcuts_figure_waits_for_its_runs_and_shows_one_seed_of_each(fold
     assert len(shown) == 1 and sorted(shown[0]) == ["final", "match0", "shuffle1"]
 
 
+def test_what_the_figures_show(folder, monkeypatch):
+    shown = {}
+    monkeypatch.setattr(analyze, "save_figure", lambda figure, path: shown.update({path.name: figure}))
+    add_run(folder, "final_seed1", [70.0, 72.0])
+    for name in ("final", "shuffle1"):
+        add_run(folder, name, [50.0, 71.5 if name == "final" else 80.5], val_acc_agree=90.0, val_follows_digit=5.0)
+    analyze.summary(folder)
+
+    with open(folder / "report_curves.csv") as file:
+        traced = [row for row in csv.DictReader(file) if row["run"] == "final"]
+    theirs = {key: [float(row[key]) for row in traced] for key in ("train_acc", "val_acc")}
+    axis, = shown["figure6.png"].axes
+    drawn = {(line.get_color(), line.get_linestyle(), line.get_linewidth()): line.get_ydata().tolist() for line in axis.lines}
+    assert drawn == {("C0", "-", 1.5): [90.0] * 60, ("C0", "-", 0.6): [90.0] * 60, ("C0", "--", 1): theirs["train_acc"],
+                     ("C1", "-", 1.5): [50.0] * 59 + [71.5], ("C1", "-", 0.6): [70.0] * 59 + [72.0],
+                     ("C1", "--", 1): theirs["val_acc"]}
+
+    axis, = shown["overview.png"].axes
+    names = [label.get_text() for label in axis.get_yticklabels()]
+    dots, reported = ([(x, names[round(y)]) for x, y in zip(*line.get_data())] for line in axis.lines)
+    assert names[0] == "lr_1e-4" and names[-2:] == ["wd_1e-4", "shuffle1"]  # by the best val_acc
+    assert {(71.5, "final"), (72.0, "final"), (68.5, "bs16")} <= set(dots) and len(dots) == len(names) + 1
+    assert {(73.08, "final"), (70.12, "bs16"), (62.1, "wd_1e-2")} <= set(reported)
+
+    axis, = shown["shortcut.png"].axes
+    assert [label.get_text().split("\n")[0] for label in axis.get_xticklabels()] == ["final", "shuffle1"]
+    assert [[bar.get_height() for bar in bars] for bars in axis.containers] == [[71.5, 80.5], [90, 90], [60, 60], [5, 5]]
+
+
 def test_only_whole_runs_as_they_are_listed_on_all_the_images_count(folder):
     add_run(folder, "bs16", [80.0], whole=False)
     add_run(folder, "bs32", [80.0], limit=1000)
