@@ -96,20 +96,78 @@ def test_steps_csv_cuts_each_epoch_into_equal_parts(data_dir, tmp_path, monkeypa
 
 
 def test_the_last_rows_are_the_last_weights(whole, data_dir):
-    """val_acc and its groups, computed here image by image from last.pt."""
+    """val_loss, val_acc and its groups, computed here image by image from last.pt."""
     net = CNN().eval()
     net.load_state_dict(torch.load(whole / "last.pt", weights_only=True)["model"])
     val = data.load_splits(data_dir).val
-    hits = {"val_acc": [], "val_acc_agree": [], "val_acc_conflict": [], "val_follows_digit": []}
+    hits, losses = {"val_acc": [], "val_acc_agree": [], "val_acc_conflict": [], "val_follows_digit": []}, []
     for image, label, digit in zip(val.images, val.labels, val.digits):
         x = (image / 255 - torch.tensor(data.MEAN).view(3, 1, 1)) / torch.tensor(data.STD).view(3, 1, 1)
-        predicted = net(x[None]).argmax()
+        logits = net(x[None])[0].detach()
+        predicted = logits.argmax()
+        losses.append((logits.exp().sum().log() - logits[label]).item())
         hits["val_acc"].append(predicted == label)
         hits["val_acc_agree" if digit == label else "val_acc_conflict"].append(predicted == label)
         if digit != label:
             hits["val_follows_digit"].append(predicted == digit)
     for name, values in hits.items():
         assert float(rows(whole)[-1][name]) == pytest.approx(100 * sum(values).item() / len(values), abs=1e-3)
+    assert float(rows(whole)[-1]["val_loss"]) == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+
+
+def test_the_end_tells_the_accuracies_of_best(data_dir, tmp_path, monkeypatch, capsys):
+    """Of the second of four epochs here, on all of val and test."""
+    accs, splits, original = iter([50.0, 60, 50, 90, 50, 70, 50, 80]), data.load_splits(data_dir), train.evaluate
+
+    def evaluate(*args):
+        return {**original(*args), **{"acc": acc for acc in [next(accs, None)] if acc}}
+    monkeypatch.setattr(train, "evaluate", evaluate)
+    call(data_dir, tmp_path, "--flip", "1")
+    net = CNN().eval()
+    net.load_state_dict(torch.load(tmp_path / "best.pt", weights_only=True)["model"])
+    expected = ["best_epoch 2"]
+    for name, split in (("val", splits.val), ("test", splits.test)):
+        hits = net(data.Normalize()(split.images / 255)).argmax(1) == split.labels
+        expected.append(f"{name}_acc {100 * hits.double().mean():.2f} ({len(split.labels)} images)")
+    assert capsys.readouterr().out.splitlines()[-3:] == expected
+
+
+def test_seconds_are_the_epochs_and_images_per_s_those_of_training(data_dir, tmp_path, monkeypatch):
+    """On a clock that training moves by 2 s, and each of the two evaluations by half a second."""
+    clock = [0.0]
+    monkeypatch.setattr(train.time, "perf_counter", lambda: clock[0])
+    for name, seconds in (("train_epoch", 2), ("evaluate", 0.5)):
+        def slow(*args, original=getattr(train, name), seconds=seconds):
+            clock[0] += seconds
+            return original(*args)
+        monkeypatch.setattr(train, name, slow)
+    call(data_dir, tmp_path)
+    with open(tmp_path / "log.csv", newline="") as file:
+        assert [(row["seconds"], row["images_per_s"]) for row in csv.DictReader(file)] == [("3", "52")] * 4
+
+
+def test_the_curves_are_those_of_the_logs(whole, tmp_path, monkeypatch):
+    shown, log, steps = [], utils.read_csv(whole / "log.csv"), utils.read_csv(whole / "steps.csv")
+    monkeypatch.setattr(train.plt, "close", shown.append)
+    train.draw_curves(log, steps, "title", tmp_path / "curves.png")
+    drawn = [[(line.get_label().split()[0], *map(list, line.get_data())) for line in axis.lines] for axis in shown[0].axes]
+    ends = [7, 14, 21, 28]
+    assert drawn == [[("training", [row["step"] for row in steps], [row["train_loss"] for row in steps]),
+                      ("validation", ends, [row["val_loss"] for row in log])],
+                     [("training", ends, [row["train_acc"] for row in log]), ("validation", ends, [row["val_acc"] for row in log])]]
+
+
+def test_the_progress_line_counts_from_where_a_run_resumed(monkeypatch, capsys):
+    """Half of the third of four epochs, the first one of this process, has taken 10 s."""
+    clock = [100.0]
+    monkeypatch.setattr(train.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    progress = train.Progress(epochs=4, images=100, first_epoch=3)
+    clock[0] = 110.0
+    progress.show(3, 4, 10, torch.arange(10.0))
+    assert capsys.readouterr().err == "\r\033[Kepoch 3/4  step 5/10  loss 4.000  5 images/s  0:00:30 left"
+    progress.show(3, 5, 10, torch.arange(10.0))  # too soon
+    assert capsys.readouterr().err == ""
 
 
 def test_same_seed_same_bits_and_another_seed_others(whole, data_dir, tmp_path):
@@ -423,13 +481,14 @@ def test_a_run_older_than_a_flag_had_its_default(whole, data_dir, tmp_path, caps
     assert stop.value.code == 2 and "shuffle_digits 0.0 there, 1.0 here" in capsys.readouterr().err
 
 
-def test_shuffling_digits_needs_composites(tmp_path):
+@pytest.mark.parametrize("flag", ["--shuffle-digits", "--shift", "--flip-picture"])
+def test_what_knows_of_digits_needs_composites(tmp_path, flag):
     for split in ("train", "val"):
         for name in "abcdefghij":
             (tmp_path / "course" / split / name).mkdir(parents=True)
             save_image(torch.rand(3, 32, 32), tmp_path / "course" / split / name / "1.png")
     with pytest.raises(UserError, match="40x40"):
-        call(tmp_path / "course", tmp_path / "r", "--shuffle-digits", "1")
+        call(tmp_path / "course", tmp_path / "r", flag, "1")
 
 
 def test_an_unfinished_run_asks_for_resume(data_dir, tmp_path, monkeypatch, capsys):
@@ -449,6 +508,27 @@ def test_an_unfinished_run_asks_for_resume(data_dir, tmp_path, monkeypatch, caps
         with pytest.raises(KeyboardInterrupt):
             call(data_dir, tmp_path / "r", "--overwrite", "--lr", "0.01")
     assert sorted(path.name for path in (tmp_path / "r").iterdir()) == ["args.json"]
+
+
+def test_a_last_pt_that_is_not_train_pys_is_named(whole, data_dir, tmp_path):
+    for name in ("args.json", "last.pt"):
+        (tmp_path / name).write_bytes((whole / name).read_bytes())
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    torch.save(state["model"], tmp_path / "last.pt")
+    with pytest.raises(UserError, match="it has no optimizer state"):
+        call(data_dir, tmp_path, "--resume")
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    def stop(args):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(train, "train", stop)
+    for flag in ("--resume", "--overwrite"):
+        monkeypatch.setattr(sys, "argv", ["train.py", "--lr", "0.01", flag, "--out", "my results"])
+        with pytest.raises(SystemExit) as stopped:
+            train.main()
+        assert stopped.value.code == 130
+        assert capsys.readouterr().err.endswith("Go on with: python train.py --lr 0.01 --out 'my results' --resume\n")
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_files(data_dir, tmp_path, monkeypatch):
