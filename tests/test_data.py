@@ -166,6 +166,15 @@ def test_course_folder(tmp_path):
     assert splits.train.labels[:10].tolist() != sorted(splits.train.labels[:10].tolist())  # mixed
 
 
+def test_course_folders_of_two_sizes_are_refused(tmp_path):
+    write_course_folder(tmp_path / "small", size=28)
+    write_course_folder(tmp_path / "large", size=40)
+    shutil.rmtree(tmp_path / "small" / "val")
+    (tmp_path / "large" / "val").rename(tmp_path / "small" / "val")
+    with pytest.raises(UserError, match="train and val images differ in size"):
+        data.load_splits(tmp_path / "small")
+
+
 def test_course_folder_errors(tmp_path):
     write_course_folder(tmp_path)
     odd = tmp_path / "train" / "cat" / "odd.png"
@@ -191,6 +200,17 @@ def test_synthetic_data_never_overwrite_real_ones(data_dir, tmp_path):
         data.write_synthetic(tmp_path)
     assert (tmp_path / data.CIFAR_TRAIN[0]).read_bytes() == b"real"
     assert "synthetic" in data.load_splits(data_dir).source
+
+
+def test_the_classes_names_come_from_the_data_where_they_are(tmp_path):
+    data.write_synthetic(tmp_path, train=400, test=60)
+    names = tmp_path / data.CIFAR_NAMES
+    assert data.load_splits(tmp_path).classes == data.SYNTHETIC_CLASSES
+    names.write_text("airplane\nautomobile\n")
+    with pytest.raises(UserError, match=r"batches\.meta\.txt has 2 names, expected the 10 class names"):
+        data.load_splits(tmp_path)
+    names.unlink()
+    assert data.load_splits(tmp_path).classes == data.CLASSES
 
 
 # ---------------------------------------------------------------- augmentations

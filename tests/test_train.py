@@ -225,6 +225,7 @@ def test_orthogonal_keeps_the_singular_vectors_and_evens_the_values(shape):
     torch.testing.assert_close(values, values.diag().diag(), rtol=0, atol=2e-4)
     if shape != (6, 6):  # a square matrix can have values so close to 0 that five iterations don't lift them
         assert 0.6 < values.diag().min() and values.diag().max() < 1.25
+    assert not train.orthogonal(torch.zeros(shape)).any()  # a filter that gets no gradient stays where it is
 
 
 def test_muon_is_torchs_on_the_kernels_and_adamw_on_the_rest():
@@ -578,6 +579,13 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
             Path(temporary).write_text("half of the ne")
             raise OSError("no space left on device")
     assert (tmp_path / "f.txt").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_csv_reads_back_with_empty_cells_for_what_is_not_known(tmp_path):
+    utils.write_csv(tmp_path / "t.csv", [{"name": "a", "n": 7, "x": 2 / 3}, {"name": "b, c", "n": 8, "x": math.nan}])
+    assert (tmp_path / "t.csv").read_text() == 'name,n,x\na,7,0.666667\n"b, c",8,\n'
+    first, second = utils.read_csv(tmp_path / "t.csv")
+    assert first == {"name": "a", "n": 7, "x": 0.666667} and second["name"] == "b, c" and math.isnan(second["x"])
 
 
 def test_a_file_is_replaced_not_written_over(tmp_path):
