@@ -7,6 +7,7 @@ from pathlib import Path
 # take several times as long. OpenMP reads this when torch is imported, here and in the scripts that the tests start.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import matplotlib.pyplot as plt  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
@@ -24,3 +25,9 @@ def data_dir(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def closed_figures():
+    yield
+    plt.close("all")  # those that a test looked at

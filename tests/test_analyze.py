@@ -207,6 +207,7 @@ def test_a_checkpoint_of_train_py_brings_its_splits_its_seed_and_its_mirror(chec
         net.fc.bias -= net(data.apply(analyze.NO_AUGMENT, splits[3].val.images)).mean(0)  # else it sees one class everywhere
     trained = {"seed": 5, "data_seed": 3, "flip_picture": 0.5, "dropout_last": 5, "dropout_p": 0.4}
     torch.save({"model": net.state_dict(), "args": trained, "epoch": 7}, tmp_path / "best.pt")
+    monkeypatch.setattr(analyze, "TRAIN_EVAL", 200)
     for name in ("filters", "layer", "summary", "mistakes", "shortcut", "digit_experts"):
         monkeypatch.setattr(analyze, f"draw_{name}", lambda *args: None)
 
@@ -225,7 +226,7 @@ def test_a_checkpoint_of_train_py_brings_its_splits_its_seed_and_its_mirror(chec
     assert found["epoch"] == "7" and found["val_acc"].split()[0] == acc(val) != acc(splits[0].val)
     assert found["val_acc_mirror"].split()[0] == acc(val, data.augmentation(flip=0, flip_picture=1)) != acc(
         val, data.augmentation(flip=1))
-    lines = analyze.statistics_lines(net, splits[3].train.images, val, 5, 0.4)
+    lines = analyze.statistics_lines(net, splits[3].train.images[:200], val, 5, 0.4)
     assert [f"{key} {found[key]}" for key in found if "statistics" in key] == lines
     torch.manual_seed(5)
     before = analyze.selectivity(analyze.class_means(analyze.map_norms(CNN(), val.images)[1], val.labels)[0])
