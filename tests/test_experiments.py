@@ -61,8 +61,10 @@ def sandbox(tmp_path):
     (tmp_path / "experiments.sh").write_bytes((ROOT / "experiments.sh").read_bytes())
     (tmp_path / "python").write_text("""#!/usr/bin/env bash
 echo "$@" >> calls
-[ "$1" != train.py ] || echo "${CUDA_VISIBLE_DEVICES-}" >> gpus
+[ "$1" != data.py ] || [ -z "${NO_DATA:-}" ] || exit 1
 [ "$1" = train.py ] || exit 0
+echo "${CUDA_VISIBLE_DEVICES-}" >> gpus
+echo "${OMP_NUM_THREADS-}" >> threads
 out=$4; mkdir -p "$out"; echo '"epochs": 2,' > "$out/args.json"; printf 'epoch\\n1\\n' > "$out/log.csv"
 [[ "$*" != *"lr_1e-4 "* ]] || [ -n "${LET_IT:-}" ] || exit 1   # this run fails in its second epoch
 echo 2 >> "$out/log.csv"
@@ -85,6 +87,26 @@ def test_some_runs_by_name_and_again(sandbox):
                      "train.py --resume --out results/noise_0.05_erase_0.3 --schedule cosine --dropout-last 0 --epochs 40"]
     result, calls = sandbox("final", "bs16", "lr_1e-3")
     assert result.returncode == 0 and calls == [] and result.stdout.count("is finished") == 3
+
+
+def test_the_data_are_checked_first_and_the_final_model_is_analyzed(sandbox, tmp_path):
+    sandbox("bs16", "final", "bs32")
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert calls[0] == "data.py --sheet results/dataset.png"
+    assert [call.split()[0] for call in calls[1:]] == ["train.py", "train.py", "analyze.py", "train.py"]
+    assert calls[3] == "analyze.py --ckpt results/final/best.pt"
+    result, calls = sandbox("baseline", NO_DATA="1")
+    assert result.returncode == 1 and calls == []
+
+
+@pytest.mark.parametrize("jobs, given, expected", [(1, None, ""), (3, None, "2"), (9, None, "1"), (3, "4", "4")])
+def test_jobs_share_the_cores(sandbox, tmp_path, monkeypatch, jobs, given, expected):
+    (tmp_path / "nproc").write_text("#!/bin/sh\necho 7\n")
+    (tmp_path / "nproc").chmod(0o755)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    sandbox("bs16", "bs32", PATH=f"{tmp_path}:{os.environ['PATH']}", JOBS=str(jobs),
+            **({"OMP_NUM_THREADS": given} if given else {}))
+    assert (tmp_path / "threads").read_text().splitlines() == [expected] * 2
 
 
 def test_an_unfinished_or_edited_run_is_run_again(sandbox, tmp_path):

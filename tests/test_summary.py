@@ -57,6 +57,15 @@ def test_verdicts_follow_from_the_runs(folder):
     assert found["the final model reaches 73.08 %"] == "within noise"
 
 
+def test_the_best_augmentation_is_held_against_the_best_other_one(folder):
+    others = {name: 60.0 for name in FLAGS if name.startswith(("noise_0.0", "noise_0.1", "erase_", "rotate_"))
+              and "_seed" not in name}
+    for name, acc in {**others, "noise_0.05_erase_0.3": 69.0, "rotate_5": 72.5}.items():
+        add_run(folder, name, [acc])
+    row, = (row for row in analyze.claims(analyze.Results(folder), folder, lambda n, m=1: 3) if "best augmentation" in row[1])
+    assert row[2:] == ("noise_0.05_erase_0.3 69.00, rotate_5 72.50", "does not hold")
+
+
 @pytest.mark.parametrize("acc, verdict", [(49.9, "does not hold"), (50.1, "holds"), (54.9, "holds"), (55.1, "does not hold")])
 def test_slightly_above_50_is_50_to_55(folder, acc, verdict):
     add_run(folder, "lr_1e-4", [acc])
@@ -223,6 +232,7 @@ def test_what_the_figures_show(folder, monkeypatch):
     shown = {}
     monkeypatch.setattr(analyze, "save_figure", lambda figure, path: shown.update({path.name: figure}))
     add_run(folder, "final_seed1", [70.0, 72.0])
+    add_run(folder, "taught2_seed1", [85.0])  # the only one of its recipe
     for name in ("final", "shuffle1"):
         add_run(folder, name, [50.0, 71.5 if name == "final" else 80.5], val_acc_agree=90.0, val_follows_digit=5.0)
     analyze.summary(folder)
@@ -239,7 +249,7 @@ def test_what_the_figures_show(folder, monkeypatch):
     axis, = shown["overview.png"].axes
     names = [label.get_text() for label in axis.get_yticklabels()]
     dots, reported = ([(x, names[round(y)]) for x, y in zip(*line.get_data())] for line in axis.lines)
-    assert names[0] == "lr_1e-4" and names[-2:] == ["wd_1e-4", "shuffle1"]  # by the best val_acc
+    assert names[0] == "lr_1e-4" and names[-3:] == ["wd_1e-4", "shuffle1", "taught2_seed1"]  # by the best val_acc
     assert {(71.5, "final"), (72.0, "final"), (68.5, "bs16")} <= set(dots) and len(dots) == len(names) + 1
     assert {(73.08, "final"), (70.12, "bs16"), (62.1, "wd_1e-2")} <= set(reported)
 
