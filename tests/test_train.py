@@ -471,6 +471,13 @@ def test_a_finished_run_says_so_and_changes_nothing(whole, data_dir, capsys):
     assert before == {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in whole.iterdir()}
 
 
+def test_data_that_moved_are_the_same_run(whole, data_dir, tmp_path, capsys):
+    (tmp_path / "moved").symlink_to(data_dir)
+    with pytest.raises(SystemExit) as stop:
+        call(tmp_path / "moved", whole)
+    assert stop.value.code == 0 and "is finished" in capsys.readouterr().out
+
+
 def test_another_runs_results_are_not_overwritten(whole, data_dir, capsys):
     for flags in (("--lr", "0.01"), ("--lr", "0.01", "--resume")):
         with pytest.raises(SystemExit) as stop:
@@ -540,6 +547,14 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch, capsys):
             train.main()
         assert stopped.value.code == 130
         assert capsys.readouterr().err.endswith("Go on with: python train.py --lr 0.01 --out 'my results' --resume\n")
+
+
+def test_ctrl_c_in_another_script_is_one_line(capsys):
+    def main():
+        raise KeyboardInterrupt
+    with pytest.raises(SystemExit) as stopped:
+        utils.run(main)
+    assert stopped.value.code == 130 and capsys.readouterr().err == "\ninterrupted\n"
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_files(data_dir, tmp_path, monkeypatch):
