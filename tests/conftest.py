@@ -27,6 +27,15 @@ def fixed_seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def shown(monkeypatch):
+    """The figures that analyze.py draws, by their files' names, in place of the files."""
+    import analyze
+    figures = {}
+    monkeypatch.setattr(analyze, "save_figure", lambda figure, path: figures.update({path.name: figure}))
+    return figures
+
+
 @pytest.fixture(autouse=True)
 def closed_figures():
     yield

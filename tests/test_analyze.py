@@ -100,6 +100,7 @@ def test_the_mirror_accuracy_against_an_image_at_a_time(checkpoint, data_dir, wi
     hits = sum(int(p.argmax()) == int(label) for p, label in zip(both, val.labels))
     assert 0 < hits < len(both)
     assert analyze.mirror_acc(net, val, logits, data.augmentation(**flags)) == pytest.approx(100 * hits / len(both))
+    assert hits != int((logits.argmax(1) == val.labels).sum())  # else this test could not tell it from the plain accuracy
     val = val._replace(labels=torch.cat(both).argmax(1))
     assert analyze.mirror_acc(net, val, logits, data.augmentation(**flags)) == 100
     for other in (logits, others, logits + others):  # else this test could not tell it from these
@@ -163,8 +164,12 @@ def test_it_writes_what_it_says(checkpoint, data_dir, tmp_path, monkeypatch, cap
     correct = [net(data.apply(analyze.NO_AUGMENT, splits.val.images)).argmax(1) == splits.val.labels]
     assert printed["val_acc"] == f"{100 * correct[0].double().mean():.2f} (100 images)"
     assert printed["test_acc"].endswith("(60 images)")
-    norms = analyze.class_means(analyze.map_norms(net, splits.val.images)[1], splits.val.labels)
-    index = sorted((max(r) - (sum(r) - max(r)) / 9) / (max(r) + (sum(r) - max(r)) / 9) for r in norms[0].tolist())
+    image_norms = analyze.map_norms(net, splits.val.images)[1]
+    norms, digit_norms = (analyze.class_means(image_norms, groups) for groups in (splits.val.labels, splits.val.digits))
+
+    def selectivity(means):
+        return [(max(r) - np.mean(sorted(r)[:9])) / (max(r) + np.mean(sorted(r)[:9])) for r in means]
+    index = sorted(selectivity(norms[0]))
     assert printed["layer1_selectivity_median"] == f"{(index[7] + index[8]) / 2:.4f} (16 filters)"
 
     torch.manual_seed(0)  # the untrained control: a bare state dict has no seed, so 0
@@ -180,17 +185,10 @@ def test_it_writes_what_it_says(checkpoint, data_dir, tmp_path, monkeypatch, cap
         assert row["best_class"] == splits.classes[int(means.argmax())]
         assert float(row["untrained_selectivity_index"]) == pytest.approx(b, rel=1e-4)
 
-    digit_norms = analyze.class_means(analyze.map_norms(net, splits.val.images)[1], splits.val.digits)[0]
-    for row, means in zip(table, digit_norms):
-        assert float(row["digit_selectivity_index"]) == pytest.approx((max(means) - np.mean(sorted(means)[:9])) /
-                                                                      (max(means) + np.mean(sorted(means)[:9])), rel=1e-4)
+    for row, means, by_digit in zip(table, digit_norms[0], selectivity(digit_norms[0])):
+        assert float(row["digit_selectivity_index"]) == pytest.approx(by_digit, rel=1e-4)
         assert int(row["best_digit"]) == means.argmax()
-
-    last = [analyze.class_means(analyze.map_norms(net, splits.val.images)[1], groups)[4]
-            for groups in (splits.val.labels, splits.val.digits)]
-    by_class, by_digit = ([(max(r) - (sum(r) - max(r)) / 9) / (max(r) + (sum(r) - max(r)) / 9) for r in means.tolist()]
-                          for means in last)
-    more = sum(digit > label for label, digit in zip(by_class, by_digit))
+    more = sum(digit > label for label, digit in zip(selectivity(norms[4]), selectivity(digit_norms[4])))
     assert printed["layer5_filters_more_selective_for_digit"] == f"{more} of 80" and more != 40
 
     kernel = net.conv1.weight[4, 2].detach()  # stretched to [0, 255]
@@ -234,13 +232,11 @@ def test_a_checkpoint_of_train_py_brings_its_splits_its_seed_and_its_mirror(chec
     assert printed("--data-seed", "0")["val_acc"].split()[0] == acc(splits[0].val)
 
 
-def test_figure_8_shows_the_most_uniform_of_the_first_and_the_most_selective_of_the_last(tmp_path, monkeypatch):
-    shown = []
-    monkeypatch.setattr(analyze, "save_figure", lambda figure, path: shown.append(figure))
+def test_figure_8_shows_the_most_uniform_of_the_first_and_the_most_selective_of_the_last(tmp_path, shown):
     first, last = np.ones((5, 10)), np.ones((5, 10))
     first[range(5), range(5)], last[range(5), range(5)] = [2, 5, 3, 4, 6], [2, 5, 3, 4, 6]
     analyze.draw_summary(first, last, data.CLASSES, "synthetic data", tmp_path)
-    axes = shown[0].axes
+    axes = shown["experts.png"].axes
     assert [axis.get_title() for axis in axes] == [
         "first layer, filter 1: airplane, index 0.33", "first layer, filter 3: bird, index 0.50",
         "first layer, filter 4: cat, index 0.60", "last layer, filter 5: deer, index 0.71",
@@ -249,10 +245,9 @@ def test_figure_8_shows_the_most_uniform_of_the_first_and_the_most_selective_of_
         np.testing.assert_allclose([bar.get_height() for bar in axis.patches], norms / norms.max())
 
 
-def test_the_mistakes_are_the_surest_ones(tmp_path, monkeypatch):
+def test_the_mistakes_are_the_surest_ones(tmp_path, shown):
     """Labels 0; every second image is got wrong, as class 1, the surer the later; one in three has the digit 1."""
-    shown, n = [], 90
-    monkeypatch.setattr(analyze, "save_figure", lambda figure, path: shown.append(figure))
+    n = 90
     split = data.Split(torch.zeros(n, 3, 40, 40, dtype=torch.uint8), torch.zeros(n, dtype=torch.long), torch.arange(n) % 3)
     logits = torch.zeros(n, 10)
     logits[range(n), torch.arange(n) % 2] = 3 + torch.arange(n) / 20
@@ -260,16 +255,15 @@ def test_the_mistakes_are_the_surest_ones(tmp_path, monkeypatch):
     sure = logits.softmax(1).max(1).values
     expected = [(f"airplane, digit {i % 3}\n→ automobile {sure[i]:.3f}", "C3" if i % 3 == 1 else "black")
                 for i in range(n - 1, n - 49, -2)]
-    assert [(axis.get_title(), axis.title.get_color()) for axis in shown[0].axes] == expected
+    assert [(axis.get_title(), axis.title.get_color()) for axis in shown["mistakes.png"].axes] == expected
 
 
-def test_the_shortcuts_picture_against_double_loops(tmp_path, monkeypatch):
-    shown, split = [], made_up_split()
-    monkeypatch.setattr(analyze, "save_figure", lambda figure, path: shown.append(figure))
+def test_the_shortcuts_picture_against_double_loops(tmp_path, shown):
+    split = made_up_split()
     rows, labels = torch.randint(0, 10, (11, 200)), split.labels.tolist()
     rows[:, :10], predictions, groups = torch.arange(10), torch.randint(0, 10, (200,)), np.arange(100.0).reshape(10, 10)
     analyze.draw_shortcut(split, predictions, groups, rows, data.CLASSES, "synthetic data", tmp_path)
-    confusion, accuracy, exchanged, bars = shown[0].axes
+    confusion, accuracy, exchanged, bars = shown["shortcut.png"].axes
     np.testing.assert_array_equal(accuracy.images[0].get_array(), groups)
     tables = confusion.images[0].get_array(), exchanged.images[0].get_array()
     assert [table.shape for table in tables] == [(10, 10), (11, 10)]
@@ -288,13 +282,12 @@ def test_the_shortcuts_picture_against_double_loops(tmp_path, monkeypatch):
     assert bars.yaxis_inverted() and bars.get_yticklabels()[3].get_text() == "cat 3"
 
 
-def test_the_picture_of_digit_experts(tmp_path, monkeypatch):
-    shown, by_class, by_digit = [], [np.ones((6, 10)), np.ones((8, 10))], [np.ones((6, 10)), np.ones((8, 10))]
-    monkeypatch.setattr(analyze, "save_figure", lambda figure, path: shown.append(figure))
+def test_the_picture_of_digit_experts(tmp_path, shown):
+    by_class, by_digit = [np.ones((6, 10)), np.ones((8, 10))], [np.ones((6, 10)), np.ones((8, 10))]
     by_class[0][range(6), range(6)], by_digit[0][range(6), 3] = [2, 3, 7, 5, 4, 6], [9, 8, 2, 2, 2, 2]
     by_class[1][range(8), range(8)], by_digit[1][range(8), 4] = [2, 3, 4, 9, 8, 7, 6, 5], [2, 2, 8, 2, 2, 2, 2, 2]
     analyze.draw_digit_experts(by_class, by_digit, data.CLASSES, "synthetic data", tmp_path)
-    first, last, *charts = shown[0].axes
+    first, last, *charts = shown["digit_experts.png"].axes
     for axis, classed, digited in ((first, by_class[0], by_digit[0]), (last, by_class[1], by_digit[1])):
         expected = [((a.max() - 1) / (a.max() + 1), (b.max() - 1) / (b.max() + 1)) for a, b in zip(classed, digited)]
         np.testing.assert_allclose(axis.collections[0].get_offsets(), expected)
@@ -307,10 +300,8 @@ def test_the_picture_of_digit_experts(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("filters", [16, 13, 3])
-def test_the_sheets_show_each_filter_once(filters, tmp_path, monkeypatch):
+def test_the_sheets_show_each_filter_once(filters, tmp_path, shown):
     """model.py is there to be edited: other numbers of filters than its own, too."""
-    shown = {}
-    monkeypatch.setattr(analyze, "save_figure", lambda figure, path: shown.update({path.name: figure}))
     analyze.draw_filters(torch.rand(filters, 3, 7, 7), tmp_path)
     analyze.draw_layer(1, np.random.RandomState(0).rand(filters, 10), data.CLASSES, "synthetic data", tmp_path)
 

@@ -323,9 +323,8 @@ def test_train_acc_is_that_of_the_first_training_images_augmented(data_dir, tmp_
     net.load_state_dict(torch.load(tmp_path / "last.pt", weights_only=True)["model"])
     images, labels, _ = data.load_splits(data_dir).train.first(60)
 
-    def acc(x):
-        x = (x / 255 - torch.tensor(data.MEAN).view(3, 1, 1)) / torch.tensor(data.STD).view(3, 1, 1)
-        return 100 * (net(x).argmax(1) == labels).double().mean().item()
+    def acc(images):
+        return 100 * (net(data.Normalize()(images / 255)).argmax(1) == labels).double().mean().item()
     assert float(rows(tmp_path)[-1]["train_acc"]) == pytest.approx(acc(images.flip(3)), abs=1e-3) != acc(images)
 
 
