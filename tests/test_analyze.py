@@ -335,8 +335,9 @@ def test_a_layer_more_in_model_py_is_the_last(data_dir, tmp_path, monkeypatch, c
     (tmp_path / "model.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
     torch.save(importlib.import_module("model").CNN().state_dict(), tmp_path / "net.pt")
-    call(monkeypatch, "--ckpt", tmp_path / "net.pt", "--layer", "last", "--data-dir", data_dir,
-         script=importlib.import_module("analyze"))
+    edited = importlib.import_module("analyze")
+    monkeypatch.setattr(edited, "save_figure", lambda figure, path: None)
+    call(monkeypatch, "--ckpt", tmp_path / "net.pt", "--layer", "last", "--data-dir", data_dir, script=edited)
     printed = capsys.readouterr().out
     assert re.search(r"^layer6_selectivity_median .* \(9 filters\)$", printed, re.MULTILINE)
     assert re.search(r"^layer6_filters_more_selective_for_digit \d of 9$", printed, re.MULTILINE)
