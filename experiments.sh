@@ -114,6 +114,7 @@ best_shift2_lr2e-2      $ours --epochs 60 --amp --shift 2 --lr 2e-2
 best_bs16               $ours --epochs 60 --amp --bs 16
 best_bs16_shift2        $ours --epochs 60 --amp --bs 16 --shift 2
 best_rotate_5           $ours --epochs 60 --amp --rotate 5
+best_mirror             $ours --epochs 60 --amp --mirror-share 0.5
 # our recipe taught: the same network learns the probabilities of best, in place of the labels or beside them
 best_taught             $taught --epochs 60
 best_taught_seed1       $taught --epochs 60 --seed 1

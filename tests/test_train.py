@@ -304,6 +304,39 @@ def test_a_teacher_is_named_when_it_is_missing_and_a_taught_run_resumes(whole, d
     assert_same_run(tmp_path / "r", tmp_path / "whole")
 
 
+# ---------------------------------------------------------------- images beside their mirror images
+@pytest.mark.parametrize("width, share, flags", [(40, 0.0, ()), (24, 0.4, ("--flip", "0", "--flip-picture", "0.5"))])
+def test_a_first_step_beside_mirror_images(data_dir, tmp_path, width, share, flags):
+    """The loss of a first step, image by image: each and its mirror image have one target, the smoothed label and a share of
+    what is predicted for the two."""
+    call(data_dir, tmp_path, "--limit", "16", "--epochs", "1", "--schedule", "constant", "--dropout-last", "0",
+         "--label-smoothing", "0.2", "--mirror-share", str(share), *flags)
+    args = train.parse_args(flags)
+    torch.manual_seed(0)
+    net = CNN(0).to(memory_format=torch.channels_last).train()
+    split = data.load_splits(data_dir).train
+    torch.manual_seed(1)
+    order = torch.randperm(16)
+    x = data.apply(data.augmentation(args.flip, 0, 0.05, 0.3, flip_picture=args.flip_picture), split.images[order])
+    other = x.clone()
+    other[:, :, :width, :width] = torch.from_numpy(x.numpy()[:, :, :width, width - 1::-1].copy())
+    logits = net(torch.cat([x, other])).detach()
+    total = 0
+    for i, label in enumerate(split.labels[order].tolist()):
+        pair = [logits[i].log_softmax(0), logits[16 + i].log_softmax(0)]
+        for log_p in pair:
+            for c in range(10):
+                target = (1 - share) * ((c == label) * 0.8 + 0.02) + share * (pair[0][c].exp() + pair[1][c].exp()) / 2
+                total -= target * log_p[c]
+    assert float(rows(tmp_path)[0]["train_loss"]) == pytest.approx(float(total) / 32, rel=1e-4)
+
+
+def test_the_predictions_shared_with_a_mirror_image_are_given_not_learned():
+    """No gradient flows through the targets, as with a teacher's."""
+    logits = torch.randn(6, 10, requires_grad=True)
+    assert not train.share_views(logits, torch.tensor([3, 1, 4]), 0.5).requires_grad
+
+
 # ---------------------------------------------------------------- evaluation
 def test_evaluation_is_in_evaluation_mode_and_changes_nothing(data_dir):
     net, val = CNN(5, 0.5).train(), data.load_splits(data_dir).val
@@ -646,7 +679,7 @@ def test_bad_checkpoints_are_named(whole, tmp_path, kind):
                                    "--erase 1.5", "--erase-scale 0.1 0.02", "--dropout-last 6", "--dropout-p 2",
                                    "--noise -1", "--rotate 200", "--match-prob 1.1", "--shuffle-digits 2", "--shift 13", "--shift 0.5", "--flip-picture 1.1",
                                    "--small-epochs -1", "--small-size 7", "--label-smoothing 2", "--optimizer sgd", "--schedule linear", "--limit 0",
-                                   "--seed -1", "--teacher a.pt --small-epochs 1", "--label-share 2", "--label-share 0.3", "--warmup-epochs 10 --epochs 10", "--resume --overwrite", "--gamma x"])
+                                   "--seed -1", "--teacher a.pt --small-epochs 1", "--mirror-share 1.1", "--mirror-share 0 --teacher a.pt", "--mirror-share 0.5 --small-epochs 1", "--label-share 2", "--label-share 0.3", "--warmup-epochs 10 --epochs 10", "--resume --overwrite", "--gamma x"])
 def test_bad_flags_exit_with_2(flags, capsys):
     with pytest.raises(SystemExit) as stop:
         train.parse_args(flags.split())
