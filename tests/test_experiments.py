@@ -130,13 +130,13 @@ def test_a_taught_run_waits_for_its_teachers(sandbox):
     assert result.returncode == 0 and [call.split()[3] for call in calls] == ["results/best_shift2", "results/taught2_seed1"]
 
 
-@pytest.mark.parametrize("jobs, names", [("1", ["bs16", "lr_1e-4", "final"]), ("3", [])])
-def test_everything_once_and_a_failure_is_told_but_stops_nothing(sandbox, jobs, names):
-    expected = names or [name for name, *flags in listed() if flags[:1] != ["="]]
-    result, calls = sandbox(*names, JOBS=jobs)
+@pytest.mark.parametrize("jobs", ["1", "3"])
+def test_everything_once_and_a_failure_is_told_but_stops_nothing(sandbox, jobs):
+    expected = [name for name, *flags in listed() if flags[:1] != ["="]]
+    result, calls = sandbox(JOBS=jobs)
     assert result.returncode != 0
     assert sorted(call.split()[3] for call in calls) == sorted(f"results/{name}" for name in expected)
-    result, calls = sandbox(*names, JOBS=jobs, LET_IT="1")
+    result, calls = sandbox(JOBS=jobs, LET_IT="1")
     assert result.returncode == 0 and [call.split()[3] for call in calls] == ["results/lr_1e-4"]
 
 
