@@ -36,8 +36,8 @@ fast="$ours --epochs 3 --lr 1.5e-2 --weight-decay 0.05 --start-factor 0.5 --flip
 
 # These run with training seeds 1 and 2 as well, as NAME_seed1 and NAME_seed2.
 again="baseline bs32 bs16 rotate_5 noise_0.05_erase_0.3 lr_1e-4 wd_1e-2 wd_5e-3 wd_1e-4 step cosine_50 warmup_cosine"
-again="$again dropout_all_p0.2 final match0 shuffle1 best best_bs16 best_rotate_5 best_mirror best12 best12_shuffle0"
-again="$again best12_flip best12_shift0 best12_adamw best12_wd_0.05 best12_warmup_cosine best12_smoothing0 best12_bs16"
+again="$again dropout_all_p0.2 final match0 shuffle1 best best_bs16 best_rotate_5 best12 best12_shuffle0 best12_flip"
+again="$again best12_shift0 best12_adamw best12_wd_0.05 best12_warmup_cosine best12_smoothing0 best12_bs16"
 again="$again best12_noise_erase best12_dropout fast"
 
 list() {  # name, flags; "name = other" is the same run under a second name
@@ -114,7 +114,6 @@ best_shift2_lr2e-2      $ours --epochs 60 --amp --shift 2 --lr 2e-2
 best_bs16               $ours --epochs 60 --amp --bs 16
 best_bs16_shift2        $ours --epochs 60 --amp --bs 16 --shift 2
 best_rotate_5           $ours --epochs 60 --amp --rotate 5
-best_mirror             $ours --epochs 60 --amp --mirror-share 0.5
 # our recipe taught: the same network learns the probabilities of best, in place of the labels or beside them
 best_taught             $taught --epochs 60
 best_taught_seed1       $taught --epochs 60 --seed 1

@@ -89,8 +89,7 @@ def train(args):
     if args.amp and device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
         print("note: this CPU has no bfloat16 instructions, so --amp is many times slower than without", file=sys.stderr)
 
-    step = make_step(model, optimizer, args.amp, args.label_smoothing, args.compile, args.mirror_share)
-    twin = None if args.mirror_share is None else mirror(args.flip_picture)
+    step = make_step(model, optimizer, args.amp, args.label_smoothing, args.compile)
     progress = Progress(args.epochs, len(train_set.labels), first_epoch=len(log) + 1)
 
     def after_step(i, losses):
@@ -105,7 +104,7 @@ def train(args):
         lr = float(optimizer.param_groups[0]["lr"])
         transforms = [*augment, Shrink(args.small_size)] if epoch <= args.small_epochs else augment
         model.train()
-        losses = train_epoch(step, train_set, transforms, args.bs, after_step, teacher, twin)
+        losses = train_epoch(step, train_set, transforms, args.bs, after_step, teacher)
         if args.schedule not in EVERY_BATCH:
             schedule.step()
 
@@ -145,11 +144,10 @@ def train(args):
     report(out, splits, device, args.amp)
 
 
-def train_epoch(step, split, transforms, bs, after_step=lambda i, losses: None, teacher=None, twin=None):
+def train_epoch(step, split, transforms, bs, after_step=lambda i, losses: None, teacher=None):
     """One pass over `split` in random order: gather, augment, `step`. Returns the losses of the batches, float
     [ceil(N/bs)], on the device; `after_step(i, losses)` is called after each. With a `teacher` (make_teacher) a
-    step learns `teacher(images, labels)`, without one the labels. With a `twin`, a transform, a step gets the images
-    [bs,3,H,W] followed by what it makes of each, and still bs labels."""
+    step learns `teacher(images, labels)`, without one the labels."""
     order = torch.randperm(len(split.labels), device=split.labels.device)
     losses = torch.zeros(math.ceil(len(order) / bs), device=order.device)
     i = 0
@@ -157,9 +155,8 @@ def train_epoch(step, split, transforms, bs, after_step=lambda i, losses: None, 
         images, targets = apply(transforms, split.images[part]), split.labels[part]
         if teacher:
             targets = teacher(images, targets)
-        twins = apply([twin], images) if twin else images
-        for x, others, y in zip(images.split(bs), twins.split(bs), targets.split(bs)):
-            losses[i] = step(torch.cat([x, others]) if twin else x, y)
+        for batch in zip(images.split(bs), targets.split(bs)):
+            losses[i] = step(*batch)
             after_step(i, losses)
             i += 1
     return losses
@@ -189,33 +186,20 @@ def make_optimizer(name, model, lr, weight_decay=0.0):
                             weight_decay=weight_decay, fused=True, capturable=cuda)
 
 
-def make_step(model, optimizer, amp=False, label_smoothing=0.0, compiled=False, mirror_share=None):
+def make_step(model, optimizer, amp=False, label_smoothing=0.0, compiled=False):
     """A function `step(images, targets)`, float [N,3,H,W] and int64 labels [N] or probabilities [N,10]: forward, backward,
-    Adam. It returns the loss, on the device. With a `mirror_share` the images, [2N,3,H,W], are N and then their N mirror
-    images, and share_views makes the targets of both."""
+    Adam. It returns the loss, on the device."""
     net = torch.compile(model, dynamic=False) if compiled else model
 
     def step(images, targets):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
-            logits = net(images).float()
-        if mirror_share is None:
-            loss = F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
-        else:
-            loss = F.cross_entropy(logits, share_views(logits, targets, mirror_share, label_smoothing))
+            logits = net(images)
+        loss = F.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         return loss.detach()
     return Graphed(step) if next(model.parameters()).is_cuda else step
-
-
-def share_views(logits, labels, share, label_smoothing=0.0):
-    """Targets [2N,10] for N images and their N mirror images, from their logits [2N,10] and labels [N]: the smoothed label,
-    with a share of `share` for the mean of what the network predicts for the two, so that they come to agree (S. Laine and
-    T. Aila, *Temporal ensembling for semi-supervised learning*, ICLR 2017)."""
-    mean = logits.detach().softmax(1).view(2, -1, 10).mean(0)
-    smoothed = F.one_hot(labels, 10) * (1 - label_smoothing) + label_smoothing / 10
-    return ((1 - share) * smoothed + share * mean).repeat(2, 1)
 
 
 class Graphed:
@@ -476,8 +460,6 @@ def parse_args(argv=None):
     flag("--teacher", "best.pt of one or more finished runs: their probabilities, mean over the runs and over an image and its\n"
          "mirror image, are learned in place of the labels", nargs="+", metavar="CKPT")
     flag("--label-share", "share that the labels keep in what is learned from a --teacher", type=share, default=0.0)
-    flag("--mirror-share", "train on each image and its mirror image together, which is twice the work; their target is the label,\n"
-         "with this share for the mean of what is predicted for the two (default: one image, its label)", type=share)
     flag("--dropout-last", "dropout after the last N convolutional blocks, 0 to 5", type=number(int, 0, 5), default=3)
     flag("--dropout-p", "probability of dropout", type=share, default=0.1)
     flag("--match-prob", "probability that a training digit is set to the label's index;\nelse it is uniform",
@@ -501,8 +483,6 @@ def parse_args(argv=None):
         parser.error("--label-share needs a --teacher; without one the labels are all that is learned")
     if args.teacher and args.small_epochs:
         parser.error("--teacher and --small-epochs exclude each other: a teacher knows images of full size only")
-    if args.mirror_share is not None and (args.teacher or args.small_epochs):
-        parser.error("--mirror-share excludes --teacher, whose targets are means over the two already, and --small-epochs")
     if args.erase_scale[0] > args.erase_scale[1]:
         parser.error("--erase-scale takes the lower share first")
     if args.resume and args.overwrite:

@@ -201,13 +201,6 @@ def test_an_epoch_takes_each_image_once_with_its_label(bs):
     assert sum(augmented) == 2100 and max(augmented) <= max(bs, 1024)
 
 
-def test_each_batch_is_followed_by_its_twins():
-    labels, batches = torch.arange(1, 2101), []
-    train.train_epoch(lambda x, y: batches.append((x.flatten(), y)) or y[0].float(),
-                      data.Split(labels.view(-1, 1, 1, 1), labels, labels), [], 16, twin=lambda x: -x)
-    assert len(batches) == 132 and all(torch.equal(x, torch.cat([y, -y])) for x, y in batches)
-
-
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])
 def test_one_step_is_adam_on_the_augmented_batch(data_dir, tmp_path, optimizer):
     """The first step, done again by hand: gather, augment, cross-entropy on smoothed targets, Adam's formula with the
@@ -266,21 +259,7 @@ def test_muon_is_torchs_on_the_kernels_and_adamw_on_the_rest():
         assert difference < (0.02 if p.ndim == 4 else 1e-5), name
 
 
-# ---------------------------------------------------------------- learning from a teacher, or beside mirror images
-def first_batch(data_dir, args, width):
-    """What a run on 16 images, without dropout, has in its first step: the network, the augmented images, the mirror image of each
-    (of its left `width` pixels), the labels."""
-    torch.manual_seed(0)
-    net = CNN(0).to(memory_format=torch.channels_last).train()
-    split = data.load_splits(data_dir).train
-    torch.manual_seed(1)
-    order = torch.randperm(16)
-    x = data.apply(data.augmentation(args.flip, 0, 0.05, 0.3, flip_picture=args.flip_picture), split.images[order])
-    other = x.clone()
-    other[:, :, :width, :width] = torch.from_numpy(x.numpy()[:, :, :width, width - 1::-1].copy())
-    return net, x, other, split.labels[order]
-
-
+# ---------------------------------------------------------------- learning from a teacher
 @pytest.mark.parametrize("width, teachers, flags", [
     (40, 1, ()), (24, 2, ("--flip", "0", "--flip-picture", "0.5", "--label-share", "0.3"))])
 def test_a_taught_first_step(whole, data_dir, tmp_path, width, teachers, flags):
@@ -296,12 +275,19 @@ def test_a_taught_first_step(whole, data_dir, tmp_path, width, teachers, flags):
     for net, path in zip(nets, paths):
         weights = torch.load(path, weights_only=True)
         net.load_state_dict(weights.get("model", weights))
-    net, x, other, labels = first_batch(data_dir, args, width)
+    torch.manual_seed(0)
+    net = CNN(0).to(memory_format=torch.channels_last).train()
+    split = data.load_splits(data_dir).train
+    torch.manual_seed(1)
+    order = torch.randperm(16)
+    x = data.apply(data.augmentation(args.flip, 0, 0.05, 0.3, flip_picture=args.flip_picture), split.images[order])
+    other = x.clone()
+    other[:, :, :width, :width] = torch.from_numpy(x.numpy()[:, :, :width, width - 1::-1].copy())
     with torch.no_grad():
         targets = torch.cat([torch.stack([teacher(image[None]).softmax(1) for teacher in nets for image in pair]).mean(0)
                              for pair in zip(x, other)])
     if args.label_share:
-        targets = 0.7 * targets + 0.3 * torch.eye(10)[labels]
+        targets = 0.7 * targets + 0.3 * torch.eye(10)[split.labels[order]]
     expected = -(targets * net(x).log_softmax(1)).sum(1).mean().item()
     assert float(rows(tmp_path / "r")[0]["train_loss"]) == pytest.approx(expected, rel=1e-4)
 
@@ -314,31 +300,6 @@ def test_a_teacher_is_named_when_it_is_missing_and_a_taught_run_resumes(whole, d
     stop_in_step(2 * 7 + 4, monkeypatch, data_dir, tmp_path / "r", *flags)
     call(data_dir, tmp_path / "r", *flags, "--resume")
     assert_same_run(tmp_path / "r", tmp_path / "whole")
-
-
-@pytest.mark.parametrize("width, share, flags", [(40, 0.0, ()), (24, 0.4, ("--flip", "0", "--flip-picture", "0.5"))])
-def test_a_first_step_beside_mirror_images(data_dir, tmp_path, width, share, flags):
-    """The loss of a first step, image by image: each and its mirror image have one target, the smoothed label and a share of
-    what is predicted for the two."""
-    call(data_dir, tmp_path, "--limit", "16", "--epochs", "1", "--schedule", "constant", "--dropout-last", "0",
-         "--label-smoothing", "0.2", "--mirror-share", str(share), *flags)
-    args = train.parse_args(flags)
-    net, x, other, labels = first_batch(data_dir, args, width)
-    logits = net(torch.cat([x, other])).detach()
-    total = 0
-    for i, label in enumerate(labels.tolist()):
-        pair = [logits[i].log_softmax(0), logits[16 + i].log_softmax(0)]
-        for log_p in pair:
-            for c in range(10):
-                target = (1 - share) * ((c == label) * 0.8 + 0.02) + share * (pair[0][c].exp() + pair[1][c].exp()) / 2
-                total -= target * log_p[c]
-    assert float(rows(tmp_path)[0]["train_loss"]) == pytest.approx(float(total) / 32, rel=1e-4)
-
-
-def test_the_predictions_shared_with_a_mirror_image_are_given_not_learned():
-    """No gradient flows through the targets, as with a teacher's."""
-    logits = torch.randn(6, 10, requires_grad=True)
-    assert not train.share_views(logits, torch.tensor([3, 1, 4]), 0.5).requires_grad
 
 
 # ---------------------------------------------------------------- evaluation
@@ -683,7 +644,7 @@ def test_bad_checkpoints_are_named(whole, tmp_path, kind):
                                    "--erase 1.5", "--erase-scale 0.1 0.02", "--dropout-last 6", "--dropout-p 2",
                                    "--noise -1", "--rotate 200", "--match-prob 1.1", "--shuffle-digits 2", "--shift 13", "--shift 0.5", "--flip-picture 1.1",
                                    "--small-epochs -1", "--small-size 7", "--label-smoothing 2", "--optimizer sgd", "--schedule linear", "--limit 0",
-                                   "--seed -1", "--teacher a.pt --small-epochs 1", "--mirror-share 1.1", "--mirror-share 0 --teacher a.pt", "--mirror-share 0.5 --small-epochs 1", "--label-share 2", "--label-share 0.3", "--warmup-epochs 10 --epochs 10", "--resume --overwrite", "--gamma x"])
+                                   "--seed -1", "--teacher a.pt --small-epochs 1", "--label-share 2", "--label-share 0.3", "--warmup-epochs 10 --epochs 10", "--resume --overwrite", "--gamma x"])
 def test_bad_flags_exit_with_2(flags, capsys):
     with pytest.raises(SystemExit) as stop:
         train.parse_args(flags.split())
