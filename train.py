@@ -381,7 +381,7 @@ def draw_curves(log, steps, title, path):
     top.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))  # as many labels as there is room for
     top.yaxis.set_major_formatter("{x:g}")
     top.yaxis.set_minor_locator(NullLocator())
-    for axis, corner in ((top, "upper right"), (bottom, "lower right")):  # away from curves that fall, and that rise
+    for axis, corner in ((top, "best"), (bottom, "lower right")):  # away from the curves
         axis.grid(alpha=0.3)
         axis.legend(loc=corner)
     with atomic(path) as temporary:
