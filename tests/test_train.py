@@ -167,6 +167,19 @@ def test_the_curves_are_those_of_the_logs(whole, tmp_path, monkeypatch):
                      [("training", ends, [row["train_acc"] for row in log]), ("validation", ends, [row["val_acc"] for row in log])]]
 
 
+@pytest.mark.parametrize("val_loss", [0.2, 3.0])
+def test_no_legend_lies_on_a_curve(tmp_path, monkeypatch, val_loss):
+    """A validation loss that falls with the training loss, and one that stays high, as under a strong shortcut."""
+    shown = []
+    monkeypatch.setattr(train.plt, "close", shown.append)
+    steps = [{"step": i, "train_loss": 0.1 + 2 / i} for i in range(1, 201)]
+    log = [{"step": 10 * i, "val_loss": val_loss + 1 / i, "train_acc": 97 - 40 / i, "val_acc": 50 - 30 / i} for i in range(1, 21)]
+    draw_curves(log, steps, "title", tmp_path / "curves.png")
+    for axis in shown[0].axes:
+        box = axis.get_legend().get_window_extent()
+        assert not any(box.contains(*point) for line in axis.lines for point in axis.transData.transform(line.get_xydata()))
+
+
 def test_the_progress_line_counts_from_where_a_run_resumed(monkeypatch, capsys):
     """Half of the third of four epochs, the first one of this process, has taken 10 s."""
     clock = [100.0]
