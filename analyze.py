@@ -697,7 +697,7 @@ def draw_stopped(results, names, path):
                         label=label, color=color)
         axis.bar_label(bars, fmt="%.0f", fontsize=8)
     axis.set(xticks=range(len(names)), ylim=(0, 105), ylabel="validation images (%)",
-             title="Validation accuracy, and where the digit leads")
+             title="Validation accuracy, and where the digit leads (one seed of each recipe)")
     flags = [{"final": "the report's", "best": "our recipe"}.get(name) or results.flags[name].replace(" --", "\n--")
              for name in names]
     axis.set_xticklabels([f"{name}\n{flag}" for name, flag in zip(names, flags)], fontsize=9)
