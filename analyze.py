@@ -688,16 +688,19 @@ def draw_overview(results, path):
 
 
 def draw_stopped(results, names, path):
-    """The final recipe beside its twins that weaken or strengthen the shortcut: a group of bars a run."""
+    """The final recipe beside its twins that weaken or strengthen the shortcut: a group of bars a recipe, their means over the
+    training seeds, with a dot a seed."""
     canvas, axis = plt.subplots(figsize=(max(6, 1.6 * len(names)), 4), layout="constrained")
     for i, (key, label, color) in enumerate((("val_acc", "all", "C0"), ("val_acc_agree", "digit agrees", "C2"),
                                              ("val_acc_conflict", "digit conflicts", "C3"),
                                              ("val_follows_digit", "conflicting and seen as the digit's class", "C7"))):
-        bars = axis.bar(np.arange(len(names)) + 0.2 * (i - 1.5), [results.best(name)[key] for name in names], 0.2,
-                        label=label, color=color)
-        axis.bar_label(bars, fmt="%.0f", fontsize=8)
-    axis.set(xticks=range(len(names)), ylim=(0, 105), ylabel="validation images (%)",
-             title="Validation accuracy, and where the digit leads (one seed of each recipe)")
+        seeds = [[results.best(run)[key] for run in results.seeds(name)] for name in names]
+        place = np.arange(len(names)) + 0.2 * (i - 1.5)
+        bars = axis.bar(place, [np.mean(values) for values in seeds], 0.2, label=label, color=color)
+        axis.bar_label(bars, fmt="%.0f", fontsize=8, padding=3)
+        axis.plot(np.repeat(place, [len(values) for values in seeds]), np.concatenate(seeds), ".", ms=3, color="black")
+    axis.set(xticks=range(len(names)), ylim=(0, 110), ylabel="validation images (%)",
+             title="Validation accuracy, and where the digit leads (means; a dot a training seed)")
     flags = [{"final": "the report's", "best": "our recipe"}.get(name) or results.flags[name].replace(" --", "\n--")
              for name in names]
     axis.set_xticklabels([f"{name}\n{flag}" for name, flag in zip(names, flags)], fontsize=9)

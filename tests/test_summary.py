@@ -217,7 +217,7 @@ def test_figure_5bs_course_is_compared(folder):
     assert "; ours 90.0 / 20.0, +0.0 / +12.0; without dropout 90.0 / 30.0, +0.0 / +7.5." in line
 
 
-def test_the_shortcuts_figure_waits_for_its_runs_and_shows_one_seed_of_each(folder, monkeypatch):
+def test_the_shortcuts_figure_waits_for_its_runs_and_shows_a_recipe_once(folder, monkeypatch):
     shown, draw = [], analyze.draw_stopped
     monkeypatch.setattr(analyze, "draw_stopped", lambda results, names, path: shown.append(names) or draw(results, names, path))
     analyze.summary(folder)
@@ -230,7 +230,7 @@ def test_the_shortcuts_figure_waits_for_its_runs_and_shows_one_seed_of_each(fold
 
 
 def test_what_the_figures_show(folder, shown):
-    add_run(folder, "final_seed1", [70.0, 72.0])
+    add_run(folder, "final_seed1", [70.0, 72.0], val_acc_agree=94.0, val_follows_digit=8.0)
     add_run(folder, "taught2_seed1", [85.0])  # the only one of its recipe
     for name in ("final", "shuffle1"):
         add_run(folder, name, [50.0, 71.5 if name == "final" else 80.5], val_acc_agree=90.0, val_follows_digit=5.0)
@@ -254,7 +254,10 @@ def test_what_the_figures_show(folder, shown):
 
     axis, = shown["shortcut.png"].axes
     assert [label.get_text().split("\n")[0] for label in axis.get_xticklabels()] == ["final", "shuffle1"]
-    assert [[bar.get_height() for bar in bars] for bars in axis.containers] == [[71.5, 80.5], [90, 90], [60, 60], [5, 5]]
+    assert [[bar.get_height() for bar in bars] for bars in axis.containers] == [[71.75, 80.5], [92, 90], [60, 60], [6.5, 5]]
+    dots = [sorted(zip(line.get_xdata().round(1), line.get_ydata())) for line in axis.lines]
+    assert dots == [[(-0.3, 71.5), (-0.3, 72), (0.7, 80.5)], [(-0.1, 90), (-0.1, 94), (0.9, 90)],
+                    [(0.1, 60), (0.1, 60), (1.1, 60)], [(0.3, 5), (0.3, 8), (1.3, 5)]]
 
 
 def test_only_whole_runs_as_they_are_listed_on_all_the_images_count(folder):
