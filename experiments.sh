@@ -16,6 +16,9 @@ cd "$(dirname "$0")" || exit
 [ -f train.py ] || cd "${SLURM_SUBMIT_DIR:-.}" || exit   # SLURM runs a copy of this file from elsewhere
 PYTHON=${PYTHON:-$(command -v python || command -v python3)}
 JOBS=${JOBS:-1}
+for value in "$JOBS" "${EPOCHS:-1}" "${LIMIT:-1}"; do
+    [[ $value =~ ^[1-9][0-9]*$ ]] || { echo "error: JOBS, EPOCHS and LIMIT are numbers from 1 on, not '$value'" >&2; exit 2; }
+done
 results=results trial=""
 if [ -n "${EPOCHS:-}${LIMIT:-}" ]; then
     results=results/trial

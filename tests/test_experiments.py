@@ -122,6 +122,12 @@ def test_an_unknown_name_exits_with_2_and_runs_nothing(sandbox):
     assert result.returncode == 2 and "nonsense" in result.stderr and calls == []
 
 
+@pytest.mark.parametrize("setting, value", [("JOBS", "0"), ("EPOCHS", "x"), ("LIMIT", "1e3"), ("EPOCHS", "-1")])
+def test_a_setting_that_is_no_number_exits_with_2_and_runs_nothing(sandbox, setting, value):
+    result, calls = sandbox("bs16", **{setting: value})
+    assert result.returncode == 2 and f"'{value}'" in result.stderr and result.stderr.count("\n") == 1 and calls == []
+
+
 def test_a_taught_run_waits_for_its_teachers(sandbox):
     result, calls = sandbox("taught2_seed1", "best")
     assert result.returncode != 0 and [call.split()[3] for call in calls] == ["results/best"]
