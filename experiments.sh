@@ -90,8 +90,8 @@ dropout_last3_p0.2      --dropout-last 3 --dropout-p 0.2
 # 1.6 the final model, and section 2 on it
 final
 # how much is chance: other splits and digits, another seed; a weaker shortcut; figures 3c and 5b read otherwise
-final_data1             --data-seed 1 --amp
-final_data2             --data-seed 2 --amp
+final_data1             --data-seed 1
+final_data2             --data-seed 2
 final_data3             --data-seed 3
 final_data4             --data-seed 4
 final_data5             --data-seed 5
