@@ -40,8 +40,8 @@ fast="$ours --epochs 3 --lr 1.5e-2 --weight-decay 0.05 --start-factor 0.5 --flip
 # These run with training seeds 1 and 2 as well, as NAME_seed1 and NAME_seed2.
 again="baseline bs32 bs16 rotate_5 noise_0.05_erase_0.3 lr_1e-4 wd_1e-2 wd_5e-3 wd_1e-4 step cosine_50"
 again="$again warmup_cosine dropout_all_p0.2 final match0 match0.9 shuffle0.5 shuffle1 match0.9_shuffle1"
-again="$again best best_bs16 best_rotate_5 best12 best12_shuffle0 best12_flip best12_shift0 best12_adamw best12_wd_0.05"
-again="$again best12_warmup_cosine best12_smoothing0 best12_bs16 best12_noise_erase best12_dropout fast"
+again="$again best best_branches best_bs16 best_rotate_5 best12 best12_shuffle0 best12_flip best12_shift0 best12_adamw"
+again="$again best12_wd_0.05 best12_warmup_cosine best12_smoothing0 best12_bs16 best12_noise_erase best12_dropout fast"
 
 list() {  # name, flags; "name = other" is the same run under a second name
     cat <<TABLE
@@ -117,6 +117,7 @@ best_shift2_lr2e-2      $ours --epochs 60 --amp --shift 2 --lr 2e-2
 best_bs16               $ours --epochs 60 --amp --bs 16
 best_bs16_shift2        $ours --epochs 60 --amp --bs 16 --shift 2
 best_rotate_5           $ours --epochs 60 --amp --rotate 5
+best_branches           $ours --epochs 60 --amp --branches
 # our recipe taught: the same network learns the probabilities of best, in place of the labels or beside them
 best_taught             $taught --epochs 60
 best_taught_seed1       $taught --epochs 60 --seed 1

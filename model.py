@@ -4,6 +4,8 @@
 
     python model.py        prints the layers and the number of parameters
 """
+import copy
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -70,6 +72,57 @@ class CNN(nn.Module):
         map5 = self.conv5(F.relu(F.max_pool2d(self.drop4(z4), 2), inplace=True))
         logits = self.fc(self.drop5(map5).mean((2, 3)))
         return (logits, [map1, F.relu(z2), F.relu(z3), F.relu(z4), map5]) if return_maps else logits
+
+
+class Branched(nn.Module):
+    """A convolution and its batch norm in training, with a 1x1 convolution and a batch norm of its own beside them; the two
+    sums are added. [N,in,H,W] to [N,out,H,W]. Structural re-parameterization (X. Ding et al., *RepVGG*, CVPR 2021): in
+    evaluation all this is linear, so `folded` makes one convolution of it."""
+
+    def __init__(self, conv, norm):
+        super().__init__()
+        self.conv, self.norm = conv, norm
+        self.conv1x1 = nn.Conv2d(conv.in_channels, conv.out_channels, 1, bias=False)
+        self.norm1x1 = nn.BatchNorm2d(conv.out_channels)
+        nn.init.kaiming_normal_(self.conv1x1.weight, nonlinearity="relu")
+
+    def forward(self, x):
+        return self.norm(self.conv(x)) + self.norm1x1(self.conv1x1(x))
+
+    @torch.no_grad()
+    def folded(self):
+        """The convolution, and a batch norm that changes nothing, that do the same in evaluation mode."""
+        conv, norm = copy.deepcopy(self.conv), copy.deepcopy(self.norm)
+        scale, scale1x1 = (n.weight / (n.running_var + n.eps).sqrt() for n in (self.norm, self.norm1x1))
+        middle = conv.kernel_size[0] // 2
+        conv.weight.mul_(scale.view(-1, 1, 1, 1))
+        conv.weight[:, :, middle, middle] += self.conv1x1.weight[:, :, 0, 0] * scale1x1[:, None]
+        conv.bias.copy_(norm.bias + (conv.bias - norm.running_mean) * scale
+                        + self.norm1x1.bias - self.norm1x1.running_mean * scale1x1)
+        norm.reset_parameters()  # mean 0, variance 1, scale 1, shift 0
+        norm.weight.fill_((1 + norm.eps) ** 0.5)
+        return conv, norm
+
+
+def add_branches(model):
+    """Make each convolution that a batch norm follows `Branched`, in place, for training. Returns the model."""
+    for name, norm in list(model.named_children()):
+        if isinstance(norm, nn.BatchNorm2d):
+            conv = name.replace("bn", "conv")
+            setattr(model, conv, Branched(getattr(model, conv), norm))
+            setattr(model, name, nn.Identity())
+    return model
+
+
+def fold(model):
+    """The plain CNN that does in evaluation mode what `model` does, which `add_branches` changed; else `model` itself."""
+    branched = [name for name, layer in model.named_children() if isinstance(layer, Branched)]
+    plain = copy.deepcopy(model) if branched else model
+    for conv in branched:
+        folded, norm = getattr(model, conv).folded()
+        setattr(plain, conv, folded)
+        setattr(plain, conv.replace("conv", "bn"), norm)
+    return plain
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from data import Shrink, apply, augmentation, load_splits, mirror
-from model import CNN
+from model import CNN, add_branches, fold
 from schedules import EVERY_BATCH, SCHEDULES, make_schedule
 from utils import (UserError, atomic, device_name, keep_freed_memory, load_checkpoint, load_weights, number, pick_device,
                    read_csv, refuse, run, write_csv, write_text)
@@ -60,7 +60,10 @@ def train(args):
     torch.backends.cudnn.deterministic = not args.compile
     torch.backends.cudnn.benchmark = args.compile  # try each convolution's algorithms, and keep the fastest
     torch.manual_seed(args.seed)
-    model = CNN(args.dropout_last, args.dropout_p).to(device, memory_format=torch.channels_last)
+    model = CNN(args.dropout_last, args.dropout_p)
+    if args.branches:
+        add_branches(model)
+    model.to(device, memory_format=torch.channels_last)
     optimizer = make_optimizer(args.optimizer, model, args.lr, args.weight_decay)
     schedule = make_schedule(args.schedule, optimizer, args.epochs, args.lr_min, args.warmup_epochs,
                              args.start_factor, args.step_size, args.gamma, math.ceil(len(train_set.labels) / args.bs))
@@ -114,8 +117,9 @@ def train(args):
             first = len(losses) * (epoch - 1) + int(losses.isfinite().logical_not().nonzero()[0]) + 1
             raise UserError(f"the loss is not finite from step {first} (epoch {epoch}) on; the files of epoch {epoch - 1} "
                             f"are kept. Try a lower --lr than {args.lr:g}")
-        train_metrics = evaluate(model, train_eval_set, augment, args.amp)
-        val_metrics = evaluate(model, val_set, no_augment, args.amp)
+        plain = fold(model)
+        train_metrics = evaluate(plain, train_eval_set, augment, args.amp)
+        val_metrics = evaluate(plain, val_set, no_augment, args.amp)
         done = len(losses) * (epoch - 1)
         for part in losses.tensor_split(max(1, round(len(losses) / WINDOW))):
             done += len(part)
@@ -128,13 +132,13 @@ def train(args):
             "val_follows_digit": val_metrics["follows_digit"],
             "seconds": time.perf_counter() - start, "images_per_s": len(train_set.labels) / train_seconds})
 
-        weights = {"model": model.state_dict(), "args": settings, "epoch": epoch, "classes": list(splits.classes),
-                   "val_acc": val_metrics["acc"], "train_acc": train_metrics["acc"]}
+        about = {"args": settings, "epoch": epoch, "classes": list(splits.classes),
+                 "val_acc": val_metrics["acc"], "train_acc": train_metrics["acc"]}
         if val_metrics["acc"] > best:
             best = val_metrics["acc"]
-            save(out / "best.pt", weights)
-        save(out / "last.pt", {**weights, "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
-                               "log": log, "steps": steps, "best_val_acc": best})
+            save(out / "best.pt", {"model": plain.state_dict(), **about})
+        save(out / "last.pt", {"model": model.state_dict(), **about, "optimizer": optimizer.state_dict(),
+                               "schedule": schedule.state_dict(), "log": log, "steps": steps, "best_val_acc": best})
         if epoch < args.epochs:
             write_logs(out, log, steps)
         progress.epoch_line(log[-1])
@@ -457,6 +461,8 @@ def parse_args(argv=None):
     flag("--small-epochs", "train the first N epochs on images shrunk to --small-size: faster", type=number(int, 0), default=0)
     flag("--small-size", "height and width of those images, pixels", type=number(int, 8), default=24)
     flag("--label-smoothing", "share of the target that is spread over all classes", type=share, default=0.0)
+    flag("--branches", "train the first four convolutions with a 1x1 convolution and a batch norm beside each, which are folded\n"
+         "into them in best.pt: the same network", action="store_true")
     flag("--teacher", "best.pt of one or more finished runs: their probabilities, mean over the runs and over an image and its\n"
          "mirror image, are learned in place of the labels", nargs="+", metavar="CKPT")
     flag("--label-share", "share that the labels keep in what is learned from a --teacher", type=share, default=0.0)

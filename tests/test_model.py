@@ -4,7 +4,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from model import CNN, Dropout
+from model import CNN, Dropout, add_branches, fold
 
 
 def handout(state, x):
@@ -125,6 +125,44 @@ def test_dropout_is_torchs(p):
 def test_evaluation_mode_has_no_dropout():
     net, x = CNN(5, 0.5).eval(), torch.randn(2, 3, 40, 40)
     assert torch.equal(net(x), net(x))
+
+
+def normed(x, norm):
+    """Batch norm in training mode, by hand."""
+    mean, var = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), correction=0, keepdim=True)
+    return (x - mean) / (var + 1e-5).sqrt() * norm.weight.view(-1, 1, 1) + norm.bias.view(-1, 1, 1)
+
+
+def test_branches_train_beside_their_convolutions_and_fold_into_the_plain_network():
+    net = add_branches(CNN(0)).train()
+    for _ in range(2):  # weights of the batch norms, and running statistics, other than 1 and 0
+        for layer in net.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                nn.init.uniform_(layer.weight, -2, 2)
+                nn.init.normal_(layer.bias)
+        net(torch.randn(16, 3, 40, 40))
+    inputs = {}
+    for n in range(1, 5):
+        getattr(net, f"conv{n}").register_forward_hook(lambda _, x, z, n=n: inputs.update({n: (x[0].clone(), z.clone())}))
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    net(torch.randn(8, 3, 40, 40))
+    for n, (x, z) in inputs.items():
+        block = getattr(net, f"conv{n}")
+        wide = F.conv2d(x, block.conv.weight, padding="same")
+        point = torch.einsum("oi,nihw->nohw", block.conv1x1.weight[:, :, 0, 0], x)
+        torch.testing.assert_close(z, normed(wide, block.norm) + normed(point, block.norm1x1), rtol=1e-3, atol=1e-3)
+
+    net.load_state_dict(before)
+    net.eval()
+    plain, x = fold(net).eval(), torch.randn(4, 3, 40, 40)
+    assert {key: value.shape for key, value in plain.state_dict().items()} == {
+        key: value.shape for key, value in CNN().state_dict().items()}
+    logits, maps = net(x, return_maps=True)
+    expected_logits, expected_maps = handout(plain.state_dict(), x)
+    for ours, expected in zip([logits, *maps], [expected_logits, *expected_maps]):
+        torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert fold(plain) is plain
 
 
 @pytest.mark.parametrize("arguments", [(6, 0.1), (-1, 0.1), (3, 1.5)])

@@ -429,13 +429,30 @@ def test_a_stopped_run_resumes_to_the_same_bits(whole, data_dir, tmp_path, monke
 
 def test_a_schedule_that_goes_by_batches_resumes_too(data_dir, tmp_path, monkeypatch):
     flags = ("--schedule", "onecycle", "--optimizer", "muon", "--lr", "0.005", "--shuffle-digits", "1", "--shift", "2",
-             "--small-epochs", "3")
+             "--small-epochs", "3", "--branches")
     call(data_dir, tmp_path / "whole", *flags)
     rates = [float(row["lr"]) for row in rows(tmp_path / "whole")]
     assert rates[0] == pytest.approx(0.0005) and max(rates) == rates[1] > 0.0045  # 28 batches: the top at the seventh
     stop_in_step(2 * 7 + 4, monkeypatch, data_dir, tmp_path / "r", *flags)
     call(data_dir, tmp_path / "r", *flags, "--resume")
     assert_same_run(tmp_path / "r", tmp_path / "whole")
+
+
+def test_branches_are_trained_and_best_pt_is_the_plain_network(data_dir, tmp_path, monkeypatch):
+    names, make_optimizer = [], train.make_optimizer
+
+    def spy(name, model, *rest):
+        names.extend(key for key, p in model.named_parameters() if p.requires_grad)
+        return make_optimizer(name, model, *rest)
+    monkeypatch.setattr(train, "make_optimizer", spy)
+    call(data_dir, tmp_path / "r", "--branches")
+    assert sum("1x1" in name for name in names) == 4 * 3  # four kernels, four scales, four shifts
+    best, net = torch.load(tmp_path / "r" / "best.pt", weights_only=True), CNN().eval()
+    net.load_state_dict(best["model"])
+    val = data.load_splits(data_dir).val
+    hits = (net(data.apply(data.augmentation(flip=0), val.images)).argmax(1) == val.labels).sum().item()
+    assert best["val_acc"] == pytest.approx(100 * hits / len(val.labels))
+    assert float(rows(tmp_path / "r")[best["epoch"] - 1]["val_acc"]) == pytest.approx(best["val_acc"], rel=1e-5)
 
 
 def test_a_run_that_goes_on_elsewhere_says_so(data_dir, tmp_path, monkeypatch, capsys):
