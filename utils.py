@@ -141,5 +141,7 @@ def load_weights(model, checkpoint, path):
     try:
         model.load_state_dict(checkpoint["model"])
     except (RuntimeError, TypeError, AttributeError) as error:
+        if "conv1x1" in str(error):
+            raise UserError(f"{path} holds a network with --branches; take the best.pt beside it, where they are folded") from None
         detail = str(error).strip().splitlines()
         raise UserError(f"{path} holds another network than model.py: {detail[-1].strip() if detail else ''}") from None

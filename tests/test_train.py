@@ -453,6 +453,9 @@ def test_branches_are_trained_and_best_pt_is_the_plain_network(data_dir, tmp_pat
     hits = (net(data.apply(data.augmentation(flip=0), val.images)).argmax(1) == val.labels).sum().item()
     assert best["val_acc"] == pytest.approx(100 * hits / len(val.labels))
     assert float(rows(tmp_path / "r")[best["epoch"] - 1]["val_acc"]) == pytest.approx(best["val_acc"], rel=1e-5)
+    last = tmp_path / "r" / "last.pt"  # what --resume needs is no plain network
+    with pytest.raises(UserError, match="take the best.pt"):
+        utils.load_weights(CNN(), utils.load_checkpoint(last), last)
 
 
 def test_a_run_that_goes_on_elsewhere_says_so(data_dir, tmp_path, monkeypatch, capsys):
