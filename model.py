@@ -75,8 +75,8 @@ class CNN(nn.Module):
 
 
 class Branched(nn.Module):
-    """A convolution and its batch norm in training, with a 1x1 convolution and a batch norm of its own beside them; the two
-    sums are added. [N,in,H,W] to [N,out,H,W]. Structural re-parameterization (X. Ding et al., *RepVGG*, CVPR 2021): in
+    """A convolution and its batch norm in training, with a 1x1 convolution and a batch norm of its own beside them; their two
+    outputs are added. [N,in,H,W] to [N,out,H,W]. Structural re-parameterization (X. Ding et al., *RepVGG*, CVPR 2021): in
     evaluation all this is linear, so `folded` makes one convolution of it."""
 
     def __init__(self, conv, norm):
