@@ -41,7 +41,8 @@ fast="$ours --epochs 3 --lr 1.5e-2 --weight-decay 0.05 --start-factor 0.5 --flip
 again="baseline bs32 bs16 rotate_5 noise_0.05_erase_0.3 lr_1e-4 wd_1e-2 wd_5e-3 wd_1e-4 step cosine_50"
 again="$again warmup_cosine dropout_all_p0.2 final match0 match0.9 shuffle0.5 shuffle1 match0.9_shuffle1"
 again="$again best best_branches best_bs16 best_rotate_5 best12 best12_shuffle0 best12_flip best12_shift0 best12_adamw"
-again="$again best12_wd_0.05 best12_warmup_cosine best12_smoothing0 best12_bs16 best12_noise_erase best12_dropout fast"
+again="$again best12_wd_0.05 best12_warmup_cosine best12_smoothing0 best12_bs16 best12_noise_erase best12_dropout"
+again="$again best12_branches fast"
 
 list() {  # name, flags; "name = other" is the same run under a second name
     cat <<TABLE
@@ -143,6 +144,7 @@ best12_smoothing0       $ours12 --label-smoothing 0
 best12_bs16             $ours12 --bs 16
 best12_noise_erase      $ours12 --noise 0.05 --erase 0.3
 best12_dropout          $ours12 --dropout-last 3
+best12_branches         $ours12 --branches
 # time to the report's accuracy: three epochs, the first on shrunk images
 fast                    $fast
 TABLE
