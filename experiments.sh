@@ -184,12 +184,13 @@ run_one() {  # name flags
     echo "$2" > "$out/flags.txt"   # last: marks it as finished
 }
 
-flags_of() { echo $(runs | awk -v name="$1" '$1 == name { $1 = ""; print }') $trial; }
+table=$(runs)
+flags_of() { echo $(awk -v name="$1" '$1 == name { $1 = ""; print }' <<< "$table") $trial; }
 
 case ${1:-} in
     demo) demo; exit ;;
     --one)  # one run of a sweep, called by xargs below
-        name=$2 flags=$(flags_of "$2")
+        name=$2 flags=${*:3}
         if [ "$JOBS" -gt 1 ]; then
             export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( $(nproc) / JOBS > 0 ? $(nproc) / JOBS : 1 ))}
             IFS=, read -ra gpus <<< "${GPUS:-}"
@@ -202,16 +203,16 @@ case ${1:-} in
         exit ;;
 esac
 
-all=($(runs | awk '!/^#/ && $2 != "=" { print $1 }'))
+all=($(awk '!/^#/ && $2 != "=" { print $1 }' <<< "$table"))
 if [ "${1:-}" = --list ]; then
-    runs
+    echo "$table"
     echo "# ${#all[@]} runs; as a SLURM array: sbatch --array=0-$((${#all[@]} - 1)) experiments.sh"
     exit
 fi
 
 names=()
 for name in "$@"; do
-    other=$(runs | awk -v name="$name" '$1 == name { print $2 == "=" ? $3 : name }')
+    other=$(awk -v name="$name" '$1 == name { print $2 == "=" ? $3 : name }' <<< "$table")
     [ -n "$other" ] || { echo "error: no run is called '$name'; --list prints them" >&2; exit 2; }
     names+=("$other")
 done
@@ -225,8 +226,8 @@ todo="" pupils=""
 for name in "${names[@]}"; do
     flags=$(flags_of "$name")
     if finished "$name" "$flags"; then echo "$name is finished"
-    elif [[ $flags == *--teacher* ]]; then pupils+=" $name"   # when their teachers are done
-    else todo+=" $name"; fi
+    elif [[ $flags == *--teacher* ]]; then pupils+="$name $flags"$'\n'   # when their teachers are done
+    else todo+="$name${flags:+ $flags}"$'\n'; fi
 done
 [ -n "$todo$pupils" ] || exit 0
 "$PYTHON" data.py --sheet "$results/dataset.png" || exit   # checks the data, and downloads them once, not once a job
@@ -234,6 +235,6 @@ GPUS=${CUDA_VISIBLE_DEVICES-$(nvidia-smi --query-gpu=index --format=csv,noheader
 export GPUS JOBS
 status=0
 for wave in "$todo" "$pupils"; do
-    [ -z "$wave" ] || printf '%s\n' $wave | xargs -P "$JOBS" ${GPUS:+--process-slot-var=SLOT} -L 1 bash experiments.sh --one || status=$?
+    [ -z "$wave" ] || printf %s "$wave" | xargs -P "$JOBS" ${GPUS:+--process-slot-var=SLOT} -L 1 bash experiments.sh --one || status=$?
 done
 exit $status

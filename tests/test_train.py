@@ -20,7 +20,7 @@ import utils
 from model import CNN
 from utils import UserError
 
-FLAGS = ["--epochs", "4", "--warmup-epochs", "1", "--limit", "104", "--device", "cpu"]  # seven batches an epoch
+FLAGS = ["--epochs", "4", "--warmup-epochs", "1", "--limit", "52", "--bs", "8", "--device", "cpu"]  # seven batches an epoch
 WALL_CLOCK = ("seconds", "images_per_s")
 
 
@@ -74,10 +74,10 @@ def test_a_run_writes_its_files(whole):
                                                              "steps.csv"]
     log = rows(whole)
     assert [row["epoch"] for row in log] == ["1", "2", "3", "4"]
-    assert [row["step"] for row in log] == ["7", "14", "21", "28"]  # 104 images in batches of 16, the last one of 8
+    assert [row["step"] for row in log] == ["7", "14", "21", "28"]  # 52 images in batches of 8, the last one of 4
     assert [float(row["lr"]) for row in log][:2] == [1e-4, 1e-3]
     args = json.loads((whole / "args.json").read_text())
-    assert args["bs"] == 16 and args["train_images"] == 104 and args["data"] == "synthetic data"
+    assert args["bs"] == 8 and args["train_images"] == 52 and args["data"] == "synthetic data"
     best = torch.load(whole / "best.pt", weights_only=True)
     accuracies = [float(row["val_acc"]) for row in log]
     assert best["val_acc"] == pytest.approx(max(accuracies)) and best["epoch"] == accuracies.index(max(accuracies)) + 1
@@ -152,7 +152,7 @@ def test_seconds_are_the_epochs_and_images_per_s_those_of_training(data_dir, tmp
         monkeypatch.setattr(train, name, slow)
     call(data_dir, tmp_path)
     with open(tmp_path / "log.csv", newline="") as file:
-        assert [(row["seconds"], row["images_per_s"]) for row in csv.DictReader(file)] == [("3", "52")] * 4
+        assert [(row["seconds"], row["images_per_s"]) for row in csv.DictReader(file)] == [("3", "26")] * 4
 
 
 def test_the_curves_are_those_of_the_logs(whole, tmp_path, monkeypatch):
@@ -282,7 +282,8 @@ def test_a_taught_first_step(whole, data_dir, tmp_path, width, teachers, flags):
     torch.save(CNN().state_dict(), tmp_path / "other.pt")
     paths = [whole / "best.pt", tmp_path / "other.pt"][:teachers]
     flags = ("--teacher", *map(str, paths), *flags)
-    call(data_dir, tmp_path / "r", "--limit", "16", "--epochs", "1", "--schedule", "constant", "--dropout-last", "0", *flags)
+    call(data_dir, tmp_path / "r", "--limit", "16", "--bs", "16", "--epochs", "1", "--schedule", "constant", "--dropout-last", "0",
+         *flags)
     args = train.parse_args(flags)
     nets = [CNN().eval() for _ in paths]
     for net, path in zip(nets, paths):
@@ -330,11 +331,11 @@ def test_evaluation_is_in_evaluation_mode_and_changes_nothing(data_dir):
 
 def test_train_acc_is_that_of_the_first_training_images_augmented(data_dir, tmp_path, monkeypatch):
     """Each mirrored, for certain, and nothing else; in evaluation mode, from last.pt."""
-    monkeypatch.setattr(train, "TRAIN_EVAL", 60)
+    monkeypatch.setattr(train, "TRAIN_EVAL", 40)
     call(data_dir, tmp_path, "--flip", "1", "--noise", "0", "--erase", "0", "--dropout-p", "0.5")
     net = CNN().eval()
     net.load_state_dict(torch.load(tmp_path / "last.pt", weights_only=True)["model"])
-    images, labels, _ = data.load_splits(data_dir).train.first(60)
+    images, labels, _ = data.load_splits(data_dir).train.first(40)
 
     def acc(images):
         return 100 * (net(data.Normalize()(images / 255)).argmax(1) == labels).double().mean().item()
@@ -375,7 +376,7 @@ def test_gpu_the_graph_gives_the_plain_loops_losses(data_dir, optimizer):
 
 @gpu
 def test_gpu_a_stopped_run_resumes(data_dir, tmp_path, monkeypatch):
-    flags = ("--device", "cuda", "--limit", "200", "--optimizer", "muon", "--schedule", "onecycle", "--small-epochs", "1")
+    flags = ("--device", "cuda", "--limit", "200", "--bs", "16", "--optimizer", "muon", "--schedule", "onecycle", "--small-epochs", "1")
     call(data_dir, tmp_path / "whole", *flags)
     stop_in_step(2 * 13 + 4, monkeypatch, data_dir, tmp_path / "r", *flags)
     assert len(rows(tmp_path / "r")) == 2
