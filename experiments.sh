@@ -19,7 +19,7 @@ JOBS=${JOBS:-1}
 for value in "$JOBS" "${EPOCHS:-1}" "${LIMIT:-1}"; do
     [[ $value =~ ^[1-9][0-9]*$ ]] || { echo "error: JOBS, EPOCHS and LIMIT are numbers from 1 on, not '$value'" >&2; exit 2; }
 done
-results=results trial=""
+results=results trial="" table=""
 if [ -n "${EPOCHS:-}${LIMIT:-}" ]; then
     results=results/trial
     trial="${EPOCHS:+--epochs $EPOCHS --warmup-epochs $((EPOCHS / 6))} ${LIMIT:+--limit $LIMIT}"
@@ -184,8 +184,7 @@ run_one() {  # name flags
     echo "$2" > "$out/flags.txt"   # last: marks it as finished
 }
 
-table=$(runs)
-flags_of() { echo $(awk -v name="$1" '$1 == name { $1 = ""; print }' <<< "$table") $trial; }
+flags_of() { echo $(awk -v name="$1" '$1 == name { $1 = ""; print }' <<< "${table:-$(runs)}") $trial; }
 
 case ${1:-} in
     demo) demo; exit ;;
@@ -203,6 +202,7 @@ case ${1:-} in
         exit ;;
 esac
 
+table=$(runs)
 all=($(awk '!/^#/ && $2 != "=" { print $1 }' <<< "$table"))
 if [ "${1:-}" = --list ]; then
     echo "$table"
