@@ -19,6 +19,7 @@ def make_schedule(name, optimizer, epochs, lr_min=1e-5, warmup_epochs=10, start_
     cosine         from lr to lr_min over the run
     warmup_cosine  linear from start_factor * lr to lr over warmup_epochs (fewer than `epochs`), then cosine to lr_min
     onecycle       a triangle over all batches: linear from start_factor * lr to lr in a quarter, then down to lr_min
+                   (of four batches or fewer only down)
     """
     if name == "constant":
         return ConstantLR(optimizer, factor=1.0)
@@ -31,8 +32,9 @@ def make_schedule(name, optimizer, epochs, lr_min=1e-5, warmup_epochs=10, start_
         cosine = CosineAnnealingLR(optimizer, epochs - warmup_epochs, lr_min)
         return SequentialLR(optimizer, [warmup, cosine], milestones=[warmup_epochs])
     if name == "onecycle":
-        lr = float(optimizer.param_groups[0]["lr"])
-        return OneCycleLR(optimizer, lr, epochs * batches, pct_start=0.25, anneal_strategy="linear", cycle_momentum=False,
+        lr, steps = float(optimizer.param_groups[0]["lr"]), epochs * batches
+        rise = 0.25 if steps > 4 else 0.0  # of four batches torch would give the rise none, and divide by that
+        return OneCycleLR(optimizer, lr, steps, pct_start=rise, anneal_strategy="linear", cycle_momentum=False,
                           div_factor=1 / start_factor, final_div_factor=start_factor * lr / max(lr_min, 1e-12))
     raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {name}")
 

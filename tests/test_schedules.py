@@ -62,6 +62,13 @@ def test_onecycle_is_a_triangle_over_all_batches(epochs, batches):
         assert lr == pytest.approx(low + (1e-3 - low) * (t if step <= top else 1 - t), rel=1e-6)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+def test_onecycle_of_a_few_batches_goes_down_evenly(steps):
+    optimizer = sgd()
+    seen = rates(optimizer, make_schedule("onecycle", optimizer, 1, lr_min=1e-5, batches=steps), steps)
+    assert seen == pytest.approx([1e-3 - (1e-3 - 1e-5) * (step + 1) / steps for step in range(steps)])
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_restored_schedule_goes_on_exactly(name):
     whole = ours(name, 20, warmup_epochs=5)
