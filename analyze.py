@@ -422,9 +422,15 @@ class Results:
             path = folder / name / "log.csv"
             if not path.exists():
                 continue
-            args, log = json.loads(path.with_name("args.json").read_text()), read_csv(path)
-            as_listed = set(differing(args, parse_train_args(self.flags[name].split()))) <= {"amp"}
-            if as_listed and len(log) == args["epochs"] and args["data"] == COMPOSITES:
+            try:
+                args, log = json.loads(path.with_name("args.json").read_text()), read_csv(path)
+                as_listed = set(differing(args, parse_train_args(self.flags[name].split()))) <= {"amp"}
+                whole = len(log) == args["epochs"] and args["data"] == COMPOSITES
+                if not all(isinstance(value, float) for row in log for value in row.values()):
+                    raise ValueError
+            except (ValueError, TypeError, KeyError):
+                raise UserError(f"args.json or log.csv in {path.parent} is damaged: restore them, or train that run again") from None
+            if as_listed and whole:
                 self.args[name], self.log[name] = args, log
 
     def best(self, name):

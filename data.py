@@ -147,7 +147,7 @@ def load_splits(data_dir, match_prob=0.6, seed=0):
         raise UserError(f"{data_dir} has {len(order)} training images, expected at least 10")
     train, val = order[held_out:], order[:held_out]
     names = data_dir / CIFAR_NAMES
-    classes = tuple(names.read_text().split()) if names.is_file() else CLASSES
+    classes = tuple(names.read_text(errors="replace").split()) if names.is_file() else CLASSES
     if len(classes) != 10:
         raise UserError(f"{names} has {len(classes)} names, expected the 10 class names, one a line")
     return Splits(split("train", cifar24[torch.from_numpy(train)], labels[train], digit16, train_pools, match_prob),

@@ -115,8 +115,8 @@ def train(args):
         train_seconds = time.perf_counter() - start
         if not losses.isfinite().all():
             first = len(losses) * (epoch - 1) + int(losses.isfinite().logical_not().nonzero()[0]) + 1
-            raise UserError(f"the loss is not finite from step {first} (epoch {epoch}) on; the files of epoch {epoch - 1} "
-                            f"are kept. Try a lower --lr than {args.lr:g}")
+            raise UserError(f"the loss is not finite from step {first} (epoch {epoch}) on; the files of the epochs "
+                            f"before are kept. Try a lower --lr than {args.lr:g}")
         plain = fold(model)
         train_metrics = evaluate(plain, train_eval_set, augment, args.amp)
         val_metrics = evaluate(plain, val_set, no_augment, args.amp)
@@ -335,15 +335,15 @@ def claim(out, args):
         return None
     try:
         others = differing(json.loads((out / "args.json").read_text()), args)
-    except (FileNotFoundError, ValueError):
-        raise UserError(f"{out / 'args.json'} is missing or damaged, so {out} cannot be told from another run; "
-                        f"--overwrite starts again") from None
+        log = read_csv(out / "log.csv") if (out / "log.csv").exists() else []
+        best = max(log, key=lambda row: float(row["val_acc"]), default=None)
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        raise UserError(f"args.json or log.csv in {out} is missing or damaged, so it cannot be told from another run; "
+                        f"restore them, or --overwrite starts again") from None
     if others:
         others = "; ".join(f"{key} {value} there, {asked} here" for key, (value, asked) in others.items())
         refuse(f"{out} holds another run ({others}): choose another --out, or --overwrite")
-    log = read_csv(out / "log.csv") if (out / "log.csv").exists() else []
     if len(log) == args.epochs:
-        best = max(log, key=lambda row: row["val_acc"])
         print(f"{out} is finished: {args.epochs} epochs, best val_acc {best['val_acc']:.2f} in epoch "
               f"{best['epoch']:.0f}. --overwrite trains it again, --out elsewhere")
         sys.exit(0)

@@ -206,9 +206,10 @@ def test_the_classes_names_come_from_the_data_where_they_are(tmp_path):
     data.write_synthetic(tmp_path, train=400, test=60)
     names = tmp_path / data.CIFAR_NAMES
     assert data.load_splits(tmp_path).classes == data.SYNTHETIC_CLASSES
-    names.write_text("airplane\nautomobile\n")
-    with pytest.raises(UserError, match=r"batches\.meta\.txt has 2 names, expected the 10 class names"):
-        data.load_splits(tmp_path)
+    for content in (b"airplane\nautomobile\n", b"\xff \xfe"):
+        names.write_bytes(content)
+        with pytest.raises(UserError, match=r"batches\.meta\.txt has 2 names, expected the 10 class names"):
+            data.load_splits(tmp_path)
     names.unlink()
     assert data.load_splits(tmp_path).classes == data.CLASSES
 

@@ -57,6 +57,14 @@ def test_verdicts_follow_from_the_runs(folder):
     assert found["the final model reaches 73.08 %"] == "within noise"
 
 
+@pytest.mark.parametrize("name, damage", [("args.json", b"{}"), ("args.json", b"[1]"), ("log.csv", b"\xff"),
+                                          ("log.csv", b"epoch,val_acc\n1,60\n<<<<<<< HEAD\n2,61\n")])
+def test_a_damaged_run_is_named(folder, name, damage):
+    (folder / "bs16" / name).write_bytes(damage)
+    with pytest.raises(UserError, match="in .*bs16 is damaged"):
+        verdicts(folder)
+
+
 def test_the_best_augmentation_is_held_against_the_best_other_one(folder):
     others = {name: 60.0 for name in FLAGS if name.startswith(("noise_0.0", "noise_0.1", "erase_", "rotate_"))
               and "_seed" not in name}

@@ -3,6 +3,7 @@ import csv
 import json
 import math
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -559,6 +560,17 @@ def test_an_unfinished_run_asks_for_resume(data_dir, tmp_path, monkeypatch, caps
         with pytest.raises(KeyboardInterrupt):
             call(data_dir, tmp_path / "r", "--overwrite", "--lr", "0.01")
     assert sorted(path.name for path in (tmp_path / "r").iterdir()) == ["args.json"]
+
+
+@pytest.mark.parametrize("name, damage", [("args.json", b""), ("args.json", b"[1]"), ("log.csv", b"\xff"),
+                                          ("log.csv", b"<<<<<<< HEAD\nepoch,val_acc\n1,60\n")])
+def test_a_damaged_run_is_named_and_kept(whole, data_dir, tmp_path, name, damage):
+    for other in ("args.json", "log.csv", "last.pt"):
+        (tmp_path / other).write_bytes((whole / other).read_bytes())
+    (tmp_path / name).write_bytes(damage)
+    with pytest.raises(UserError, match=f"log.csv in {re.escape(str(tmp_path))} is missing or damaged"):
+        call(data_dir, tmp_path, "--resume")
+    assert (tmp_path / name).read_bytes() == damage
 
 
 def test_a_last_pt_that_is_not_train_pys_is_named(whole, data_dir, tmp_path):
