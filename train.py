@@ -352,8 +352,8 @@ def claim(out, args):
     if not (out / "last.pt").exists():
         raise UserError(f"{out / 'last.pt'} is missing, so this run cannot go on; --overwrite starts it again")
     state = load_checkpoint(out / "last.pt", pick_device(args.device))
-    if "optimizer" not in state:
-        raise UserError(f"{out / 'last.pt'} is not train.py's: it has no optimizer state; --overwrite starts again")
+    if lacks := {"optimizer", "schedule", "log", "steps", "best_val_acc"} - state.keys():
+        raise UserError(f"{out / 'last.pt'} is not train.py's: it has no {', '.join(sorted(lacks))}; --overwrite starts again")
     return state
 
 

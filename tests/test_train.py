@@ -577,9 +577,11 @@ def test_a_last_pt_that_is_not_train_pys_is_named(whole, data_dir, tmp_path):
     for name in ("args.json", "last.pt"):
         (tmp_path / name).write_bytes((whole / name).read_bytes())
     state = torch.load(tmp_path / "last.pt", weights_only=True)
-    torch.save(state["model"], tmp_path / "last.pt")
-    with pytest.raises(UserError, match="it has no optimizer state"):
-        call(data_dir, tmp_path, "--resume")
+    state.pop("schedule")
+    for saved, lacks in ((state, "schedule"), (state["model"], "best_val_acc, log, optimizer, schedule, steps")):
+        torch.save(saved, tmp_path / "last.pt")
+        with pytest.raises(UserError, match=f"it has no {lacks};"):
+            call(data_dir, tmp_path, "--resume")
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch, capsys):
