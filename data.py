@@ -534,7 +534,7 @@ def draw_sheet(splits, path, rows=3):
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
     with atomic(path) as temporary:
-        figure.savefig(temporary, dpi=100)
+        figure.savefig(temporary, dpi=100, format="png")
     plt.close(figure)
 
 

@@ -1,6 +1,7 @@
 """The data recipe against naive loops, the readers against damaged files, the augmentations against torchvision's."""
 import math
 import shutil
+import sys
 from urllib.error import URLError
 
 import numpy as np
@@ -107,6 +108,21 @@ def test_digit_pictures_show_the_digit(data_dir):
         for image, digit in zip(split.images, split.digits):
             assert known[image[0, 24:, 24:].contiguous().numpy().tobytes()] == digit
     assert not corners["train"] & corners["val"]  # no validation digit was seen in training
+
+
+def test_the_check_prints_what_the_splits_hold_and_draws_a_sheet(data_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["data.py", "--data-dir", str(data_dir), "--sheet", str(tmp_path / "sheet")])
+    data.main()
+    printed = dict(line.split(" ", 1) for line in capsys.readouterr().out.splitlines())
+    for name, split in zip(("train", "val", "test"), data.load_splits(data_dir)[:3]):
+        pixels = split.images.numpy() / 255
+        assert printed[f"{name}_images"] == str(len(pixels))
+        for key, values in (("mean", pixels.mean((0, 2, 3))), ("std", pixels.std((0, 2, 3), ddof=1))):
+            assert printed[f"{name}_{key}"] == " ".join(f"{value:.4f}" for value in values)
+        matching = sum(digit == label for digit, label in zip(split.digits.tolist(), split.labels.tolist()))
+        assert printed[f"{name}_match_share"] == f"{matching / len(pixels):.4f}"
+    assert "synthetic" in printed["source"]
+    assert (tmp_path / "sheet").read_bytes().startswith(b"\x89PNG")  # whatever it is called
 
 
 def test_loading_writes_nothing(data_dir):
