@@ -188,7 +188,7 @@ flags_of() { echo $(awk -v name="$1" '$1 == name { $1 = ""; print }' <<< "${tabl
 
 case ${1:-} in
     demo) demo; exit ;;
-    --one)  # one run of a sweep, called by xargs below
+    --one)  # name flags: one run of a sweep, called by xargs below
         name=$2 flags=${*:3}
         if [ "$JOBS" -gt 1 ]; then
             export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( $(nproc) / JOBS > 0 ? $(nproc) / JOBS : 1 ))}
