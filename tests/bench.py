@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data  # noqa: E402
 import train  # noqa: E402
 from model import CNN  # noqa: E402
-from utils import device_name, keep_freed_memory, pick_device, run, write_csv  # noqa: E402
+from utils import device_name, keep_freed_memory, number, pick_device, run, write_csv  # noqa: E402
 
 WORKERS = (0, 2, 4)
 
@@ -211,6 +211,8 @@ def start_and_memory(args):
         process.stdout.readline()
         seconds = time.perf_counter() - start
         process.communicate()
+        if process.returncode:  # it has said why
+            sys.exit(process.returncode)
     return seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6  # kB on Linux
 
 
@@ -219,8 +221,8 @@ def main():
     parser.add_argument("--data-dir", metavar="DIR", default=os.environ.get("DATA_DIR", "data"),
                         help="folder of the data; $DATA_DIR sets the default (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="auto (cuda, mps or cpu), or a torch device (default: auto)")
-    parser.add_argument("--seconds", type=float, default=6, help="length of one measurement, s (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="measurements, of which the median counts (default: 3)")
+    parser.add_argument("--seconds", type=number(float, 0, open_low=True), default=6, help="length of one measurement, s (default: %(default)s)")
+    parser.add_argument("--rounds", type=number(int, 1), default=3, help="measurements, of which the median counts (default: 3)")
     parser.add_argument("--out", default="results/bench.csv", help="default: %(default)s")
     args = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = True  # see matmul_gflops
