@@ -8,6 +8,7 @@ Writes to --out: args.json, log.csv (one row an epoch), steps.csv (the training 
 best.pt (the epoch with the best val_acc) and last.pt (what --resume needs).
 """
 import argparse
+import inspect
 import json
 import math
 import os
@@ -183,11 +184,13 @@ def make_teacher(paths, label_share, flip_picture, device, amp=False):
 
 
 def make_optimizer(name, model, lr, weight_decay=0.0):
-    """One of OPTIMIZERS. On a GPU its lr is a tensor, which the schedule writes to and a recorded step reads from."""
+    """One of OPTIMIZERS: torch's that take a weight decay. On a GPU its lr is a tensor, which the schedule writes to and a
+    recorded step reads from."""
     device = next(model.parameters()).device
     cuda = device.type == "cuda"
-    return OPTIMIZERS[name](model.parameters(), lr=torch.tensor(lr, device=device) if cuda else lr,
-                            weight_decay=weight_decay, fused=True, capturable=cuda)
+    fast = {"fused": True, "capturable": cuda}  # where it has them
+    return OPTIMIZERS[name](model.parameters(), lr=torch.tensor(lr, device=device) if cuda else lr, weight_decay=weight_decay,
+                            **{key: fast[key] for key in fast.keys() & inspect.signature(OPTIMIZERS[name]).parameters})
 
 
 def make_step(model, optimizer, amp=False, label_smoothing=0.0, compiled=False):

@@ -241,6 +241,18 @@ def test_one_step_is_adam_on_the_augmented_batch(data_dir, tmp_path, optimizer):
         torch.testing.assert_close(trained[name], expected, rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("kind, expected", [(torch.optim.SGD, 0.75), (torch.optim.RMSprop, 0.0), (torch.optim.Adam, 0.9)])
+def test_another_of_torchs_optimizers_is_one_entry_more(monkeypatch, kind, expected):
+    """A step from 1 with the gradient 2 and a weight decay of 0.5, so 2.5: down by lr * 2.5; by that over 0.1 * 2.5, the root
+    of the running mean square; by lr."""
+    monkeypatch.setitem(train.OPTIMIZERS, "other", kind)
+    model = torch.nn.Linear(1, 1, bias=False)
+    model.weight.data.fill_(1)
+    model.weight.grad = torch.full((1, 1), 2.0)
+    train.make_optimizer("other", model, 0.1, weight_decay=0.5).step()
+    assert model.weight.item() == pytest.approx(expected, abs=1e-6)
+
+
 @pytest.mark.parametrize("shape", [(4, 7), (16, 147), (80, 576), (10, 3), (6, 6)])
 def test_orthogonal_keeps_the_singular_vectors_and_evens_the_values(shape):
     matrix = torch.randn(shape)
