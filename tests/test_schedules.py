@@ -85,4 +85,4 @@ def test_a_restored_schedule_goes_on_exactly(name):
 
 def test_an_unknown_name():
     with pytest.raises(ValueError, match="warmup_cosine"):
-        make_schedule("linear", sgd(), 10)
+        make_schedule("none such", sgd(), 10)

@@ -703,7 +703,7 @@ def test_bad_checkpoints_are_named(whole, tmp_path, kind):
 @pytest.mark.parametrize("flags", ["--bs 0", "--bs 1.5", "--epochs 0", "--lr nan", "--lr 0", "--lr inf", "--lr-min -1",
                                    "--erase 1.5", "--erase-scale 0.1 0.02", "--dropout-last 6", "--dropout-p 2",
                                    "--noise -1", "--rotate 200", "--match-prob 1.1", "--shuffle-digits 2", "--shift 13", "--shift 0.5", "--flip-picture 1.1",
-                                   "--small-epochs -1", "--small-size 7", "--label-smoothing 2", "--optimizer sgd", "--schedule linear", "--limit 0",
+                                   "--small-epochs -1", "--small-size 7", "--label-smoothing 2", "--optimizer none", "--schedule none", "--limit 0",
                                    "--seed -1", "--teacher a.pt --small-epochs 1", "--label-share 2", "--label-share 0.3", "--warmup-epochs 10 --epochs 10", "--resume --overwrite", "--gamma x"])
 def test_bad_flags_exit_with_2(flags, capsys):
     with pytest.raises(SystemExit) as stop:
