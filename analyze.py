@@ -11,7 +11,6 @@ mistakes.png; and where the digits are known shortcut.png, digit_experts.png, gr
 Filters and channels count from 1, as in the report. What is printed, a figure a line, goes to analysis.txt as well.
 """
 import argparse
-import json
 import math
 import os
 import re
@@ -27,7 +26,8 @@ from torchvision.utils import save_image
 from data import COMPOSITES, DIGIT, apply, augmentation, load_splits, mirror, read_images
 from model import CNN
 from train import EVAL_BATCH, TRAIN_EVAL, differing, evaluate, parse_args as parse_train_args, percent, predict, score
-from utils import UserError, atomic, load_checkpoint, load_weights, number, pick_device, read_csv, run, write_csv, write_text
+from utils import (UserError, atomic, load_checkpoint, load_weights, number, pick_device, read_csv, read_run, run, write_csv,
+                   write_text)
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -419,18 +419,11 @@ class Results:
         self.curves = read_csv(folder / "report_curves.csv")
         self.args, self.log = {}, {}
         for name in dict.fromkeys(self.target.values()):
-            path = folder / name / "log.csv"
-            if not path.exists():
+            if not (folder / name / "log.csv").exists():
                 continue
-            try:
-                args, log = json.loads(path.with_name("args.json").read_text()), read_csv(path)
-                as_listed = set(differing(args, parse_train_args(self.flags[name].split()))) <= {"amp"}
-                whole = len(log) == args["epochs"] and args["data"] == COMPOSITES
-                if not all(isinstance(value, float) for row in log for value in row.values()):
-                    raise ValueError
-            except (ValueError, TypeError, KeyError):
-                raise UserError(f"args.json or log.csv in {path.parent} is damaged: restore them, or train that run again") from None
-            if as_listed and whole:
+            args, log = read_run(folder / name)
+            as_listed = set(differing(args, parse_train_args(self.flags[name].split()))) <= {"amp"}
+            if as_listed and len(log) == args["epochs"] and args["data"] == COMPOSITES:
                 self.args[name], self.log[name] = args, log
 
     def best(self, name):

@@ -26,7 +26,7 @@ from data import Shrink, apply, augmentation, load_splits, mirror
 from model import CNN, add_branches, fold
 from schedules import EVERY_BATCH, SCHEDULES, make_schedule
 from utils import (UserError, atomic, device_name, keep_freed_memory, load_checkpoint, load_weights, number, pick_device,
-                   read_csv, refuse, run, write_csv, write_text)
+                   read_run, refuse, run, write_csv, write_text)
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -336,17 +336,12 @@ def claim(out, args):
     finished (0) or where another run's results would be lost (2)."""
     if args.overwrite or not ((out / "log.csv").exists() or (out / "last.pt").exists()):
         return None
-    try:
-        others = differing(json.loads((out / "args.json").read_text()), args)
-        log = read_csv(out / "log.csv") if (out / "log.csv").exists() else []
-        best = max(log, key=lambda row: float(row["val_acc"]), default=None)
-    except (FileNotFoundError, ValueError, TypeError, KeyError):
-        raise UserError(f"args.json or log.csv in {out} is missing or damaged, so it cannot be told from another run; "
-                        f"restore them, or --overwrite starts again") from None
-    if others:
+    there, log = read_run(out)
+    if others := differing(there, args):
         others = "; ".join(f"{key} {value} there, {asked} here" for key, (value, asked) in others.items())
         refuse(f"{out} holds another run ({others}): choose another --out, or --overwrite")
     if len(log) == args.epochs:
+        best = max(log, key=lambda row: row["val_acc"])
         print(f"{out} is finished: {args.epochs} epochs, best val_acc {best['val_acc']:.2f} in epoch "
               f"{best['epoch']:.0f}. --overwrite trains it again, --out elsewhere")
         sys.exit(0)

@@ -3,6 +3,7 @@ import argparse
 import contextlib
 import csv
 import ctypes
+import json
 import math
 import os
 import platform
@@ -120,6 +121,22 @@ def read_csv(path):
             return text
     with open(path, newline="") as file:
         return [{key: value(text) for key, text in row.items()} for row in csv.DictReader(file)]
+
+
+def read_run(folder):
+    """What train.py wrote into `folder`, a Path: args.json, a dict, and log.csv, a dict of floats an epoch, none before the
+    first. UserError where either is damaged, or args.json missing."""
+    try:
+        args = json.loads((folder / "args.json").read_text())
+        log = read_csv(folder / "log.csv") if (folder / "log.csv").exists() else []
+        good = {"epochs", "data"} <= args.keys() and all(
+            "val_acc" in row and all(isinstance(value, float) for value in row.values()) for row in log)
+    except (FileNotFoundError, ValueError, TypeError, AttributeError):
+        good = False
+    if not good:
+        raise UserError(f"args.json or log.csv in {folder} is missing or damaged: restore them, or train the run again "
+                        "(--overwrite)")
+    return args, log
 
 
 def load_checkpoint(path, device="cpu"):

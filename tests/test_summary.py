@@ -61,7 +61,7 @@ def test_verdicts_follow_from_the_runs(folder):
                                           ("log.csv", b"epoch,val_acc\n1,60\n<<<<<<< HEAD\n2,61\n")])
 def test_a_damaged_run_is_named(folder, name, damage):
     (folder / "bs16" / name).write_bytes(damage)
-    with pytest.raises(UserError, match="in .*bs16 is damaged"):
+    with pytest.raises(UserError, match="log.csv in .*bs16 is missing or damaged"):
         verdicts(folder)
 
 
