@@ -1,44 +1,45 @@
-"""The data of the report: CIFAR-10 images (the label) beside MNIST digits (a distraction), and the augmentations.
+"""The report's data, CIFAR-10 images (the label) beside MNIST digits (a distraction), and the augmentations.
 
-    python data.py                             check the data, print what is there, draw results/dataset.png
-    python data.py --synthetic data/synthetic  write a small synthetic stand-in in the same formats (no network)
-
---data-dir (default: $DATA_DIR, else data/) holds cifar-10-batches-bin/*.bin and MNIST/raw/*, which are downloaded
-when missing, or the course's own folders {train,val}/<class>/*.png.
+    python data.py        check that the images are the report's own, bit for bit; draw results/sheet.png
 
 A composite is 40x40 RGB, gray 127: a CIFAR-10 image in the top-left 24x24, an MNIST digit in the bottom-right 16x16.
-In training the digit equals the label's index with probability match_prob + (1 - match_prob) / 10 (0.64 by default);
-in validation and test, digit and label are independent.
+In training the digit equals the label's index in 64 % of the images, in validation and test in 10 %.
+
+--data-dir (default: $DATA_DIR, else data/) holds one of two layouts:
+
+    cifar-10-batches-bin/ or cifar-10-batches-py/, and MNIST/raw/ (missing files are downloaded)
+    {train,val}/{0..9}/*.png, the course's own folder custom_image_dataset/ (its digits are unknown)
+
+Which image and which digit make each composite is in results/report_pairs.npz: the course's published images,
+matched against CIFAR-10 and MNIST. Other source files, and --match-prob, have their pairs drawn as the course did.
 """
 import argparse
+import contextlib
+import gzip
+import hashlib
 import math
-import os
-import socket
+import time
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torchvision.datasets import mnist
-from torchvision.datasets.folder import default_loader
-from torchvision.datasets.utils import download_and_extract_archive
 
-from utils import UserError, atomic, number, run, write_text
+from utils import UserError, add_data_dir, number, peak_memory, pyplot, refuse, run, save_figure
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MEAN, STD = (0.438, 0.435, 0.422), (0.228, 0.225, 0.231)  # per channel, for images in [0, 1]: the course handout's
-
-CIFAR_URL, CIFAR_MD5 = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530"
-CIFAR_TRAIN = [f"cifar-10-batches-bin/data_batch_{i}.bin" for i in range(1, 6)]
-CIFAR_TEST = ["cifar-10-batches-bin/test_batch.bin"]
-CIFAR_NAMES = "cifar-10-batches-bin/batches.meta.txt"
-MNIST_TRAIN = ["MNIST/raw/train-images-idx3-ubyte", "MNIST/raw/train-labels-idx1-ubyte"]
-MNIST_TEST = ["MNIST/raw/t10k-images-idx3-ubyte", "MNIST/raw/t10k-labels-idx1-ubyte"]
-COMPOSITES = "CIFAR-10 and MNIST composites"
 PICTURE = (..., slice(0, 24), slice(0, 24))  # images[PICTURE]: the part of a composite that is the CIFAR-10 image
 DIGIT = (..., slice(24, 40), slice(24, 40))  # images[DIGIT]: the part that is the digit
-SYNTHETIC_NOTE = "SYNTHETIC.txt"  # its presence marks a folder that --synthetic wrote
+COMPOSITES, SYNTHETIC = "CIFAR-10 and MNIST composites", "synthetic data"
+
+REPORT_PAIRS = Path(__file__).with_name("results") / "report_pairs.npz"
+REPORT_SHA256 = {  # of the uint8 bytes of the course's own files; of test, those that are known (388: of the first 1,000)
+    ("train", 45000): "d83c5a21f2b4ebd8b62b711e3d5aa6ac88e91106b2240de8f55b6d66b6dbd3bb",
+    ("val", 4998): "0be03e14d4f01986dddf1ca5244c5f58b82ae549e5f98b28d20b0039c4772ea2",
+    ("test", 3866): "f43b947197ee6d570f138f8b1c2a56197195575d9381fd2ca216f6ecf180247b",
+    ("test", 388): "b5b33f4649180a83d02f63ca163510a6fdc281e4c8f20e9e1a1dc4b03c16c3f7"}
 
 
 class Split(NamedTuple):
@@ -60,198 +61,288 @@ class Splits(NamedTuple):
     test: Split | None  # None: the course's test images have no labels
     classes: tuple      # ten names
     source: str         # what the images are, for titles
+    fingerprint: str    # SHA-256 of the training images
 
 
-# ---------------------------------------------------------------- the composites
+# ---------------------------------------------------------------- the recipe
+def load_splits(data_dir, match_prob=None, seed=0):
+    """Read `data_dir` and build the train, val and test splits, all on the CPU.
+
+    By default the report's own: 45,000, 4,998 and 10,000 composites. With `match_prob` the training digits are drawn
+    anew, with source files other than CIFAR-10 and MNIST everything is; `seed` decides the draws. UserError for data
+    that are missing or damaged; exits with 2 where `match_prob` or `seed` cannot act.
+    """
+    data_dir = Path(data_dir)
+    if folder := course_folder(data_dir):
+        if match_prob is not None or seed:
+            refuse(f"{folder} holds finished images: leave out --match-prob and --data-seed, which draw digits")
+        return load_course_folder(folder)
+    download_missing(data_dir)
+    pictures, labels, test_pictures, test_labels, classes = read_cifar(data_dir)
+    digit_pictures, digits = read_mnist(data_dir / "MNIST/raw")
+    synthetic = (data_dir / "SYNTHETIC.txt").exists()
+    known = (len(labels), len(digits)) == (50_000, 60_000) and not synthetic
+    pairs = make_pairs(labels, test_labels, digits, known, match_prob, seed)
+    train, val = (make_composites(pictures, labels, digit_pictures, digits, *pairs[name]) for name in ("train", "val"))
+    test = make_composites(test_pictures, test_labels, digit_pictures, digits, *pairs["test"])
+    return Splits(train, val, test, classes, SYNTHETIC if synthetic else COMPOSITES, sha256(train.images))
+
+
+def make_pairs(labels, test_labels, digits, known, match_prob=None, seed=0):
+    """Which CIFAR-10 image meets which MNIST digit: {"train": (images, digits), "val": ..., "test": ...}, int64 arrays
+    of indices into `labels` (`test_labels` for test) and `digits`. The report's where `known`, else drawn."""
+    split_draws, train_draws, val_draws, test_draws = (np.random.RandomState([seed, i]) for i in range(4))
+    if known:
+        if not REPORT_PAIRS.exists():
+            raise UserError(f"{REPORT_PAIRS} is missing: it is part of this repository, restore it with git")
+        with np.load(REPORT_PAIRS) as file:
+            report = {name: file[name].astype(np.int64) for name in file}
+        train, val = report["train_cifar"], report["val_cifar"]
+    else:
+        train, val = draw_split(labels, split_draws)
+
+    if known and match_prob is None:
+        train_digits = report["train_mnist"]
+    else:
+        train_digits = draw_digits(labels[train], digits, 0.6 if match_prob is None else match_prob, train_draws)
+    val_digits = report["val_mnist"] if known else draw_digits(labels[val], digits, 0.0, val_draws)
+    test_digits = draw_digits(test_labels, digits, 0.0, test_draws)
+    if known:
+        here = report["test_cifar"] < len(test_labels)
+        test_digits[report["test_cifar"][here]] = report["test_mnist"][here]
+    return {"train": (train, train_digits), "val": (val, val_digits), "test": (np.arange(len(test_labels)), test_digits)}
+
+
+def draw_split(labels, draws):
+    """The indices of training and validation images, as the course chose them: shuffled, and each at even odds put into
+    validation until its class has a hundredth of all images there (500 of 50,000)."""
+    val_left = np.full(10, max(1, len(labels) // 100))
+    train, val = [], []
+    for i in draws.permutation(len(labels)):
+        to_val = draws.random_sample() < 0.5 and val_left[labels[i]] > 0
+        val_left[labels[i]] -= to_val
+        (val if to_val else train).append(i)
+    return np.array(train), np.array(val)
+
+
+def draw_digits(labels, digits, match_prob, draws):
+    """An MNIST index for each label: one of the images of the label's digit with probability `match_prob`, else of a
+    uniformly drawn digit."""
+    wanted = np.where(draws.random_sample(len(labels)) < match_prob, labels, draws.randint(0, 10, len(labels)))
+    chosen = np.empty(len(labels), np.int64)
+    for digit in range(10):
+        pool = np.flatnonzero(digits == digit)
+        if len(pool) == 0:
+            raise UserError(f"the MNIST files hold no image of the digit {digit}")
+        chosen[wanted == digit] = draws.choice(pool, (wanted == digit).sum())
+    return chosen
+
+
+def make_composites(pictures, labels, digit_pictures, digits, picture_index, digit_index):
+    """The Split of the pairs: `pictures`, uint8 [N,3,24,24], and `digit_pictures`, uint8 [M,1,16,16], on gray."""
+    images = torch.full((len(picture_index), 3, 40, 40), 127, dtype=torch.uint8)
+    images[PICTURE] = pictures[torch.from_numpy(picture_index)]
+    images[DIGIT] = digit_pictures[torch.from_numpy(digit_index)]
+    return Split(images, torch.from_numpy(labels[picture_index]), torch.from_numpy(digits[digit_index]))
+
+
 def resize(images, size):
-    """uint8 [N,C,n,n] to uint8 [N,C,size,size], as skimage.transform.resize(..., anti_aliasing=True) does it.
+    """uint8 [N,C,n,n] to uint8 [N,C,size,size], bit for bit as the course did it: skimage.transform.resize(image,
+    (size, size), anti_aliasing=True) of a float32 image in [0, 1], times 255, cut to uint8.
 
-    Gaussian blur with sigma = (n/size - 1)/2 (radius int(4 sigma + 0.5), mirrored borders), bilinear sampling at
-    half-pixel centres, floor. Both steps are linear and work on rows and columns alike, so they are one matrix R
-    and the result is R @ image @ R.T.
+    A Gaussian blur down the columns, then along the rows, then bilinear sampling at half-pixel centres. Each of the
+    three sums in float64 and stores float32; without these roundings 4 % of the values come out one lower.
     """
     n = images.shape[-1]
-    if n == size:
-        return images
-    sigma = max(0.0, (n / size - 1) / 2)
+    sigma = (n / size - 1) / 2
     radius = int(4 * sigma + 0.5)
-    kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1).double() / (sigma or 1)) ** 2)
-    kernel /= kernel.sum()
-
-    blur = torch.zeros(n, n, dtype=torch.float64)
+    taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    taps /= taps.sum()
+    blur = torch.zeros(n, n, dtype=torch.float64)  # blur @ column: the blurred column
     for i in range(n):
-        for offset in range(-radius, radius + 1):
-            j = abs(i + offset)                        # mirror at the first pixel ...
-            j = 2 * (n - 1) - j if j > n - 1 else j    # ... and at the last
-            blur[i, j] += kernel[offset + radius]
+        for offset, tap in zip(range(-radius, radius + 1), taps):
+            j = abs(i + offset)                  # mirrored about the first pixel ...
+            blur[i, min(j, 2 * (n - 1) - j)] += tap  # ... and about the last
+    sample = torch.zeros(size, n, dtype=torch.float64)  # sample @ column: the column at `size` places
+    for i in range(size):
+        place = (i + 0.5) * n / size - 0.5
+        sample[i, int(place)] = 1 - place % 1
+        sample[i, int(place) + 1] = place % 1
 
-    at = ((torch.arange(size).double() + 0.5) * n / size - 0.5).clamp(0, n - 1)
-    left = at.long().clamp(max=max(n - 2, 0))
-    sample = torch.zeros(size, n, dtype=torch.float64)
-    sample[torch.arange(size), left] += 1 - (at - left)
-    sample[torch.arange(size), (left + 1).clamp(max=n - 1)] += at - left
-
-    R = sample @ blur
     resized = torch.empty(*images.shape[:2], size, size, dtype=torch.uint8)
     for part, result in zip(images.split(500), resized.split(500)):  # float64 is large: some images at a time
-        result.copy_((R @ part.double() @ R.T + 1e-9).floor().clamp(0, 255))  # 1e-9: what rounding took from an integer
+        x = part.float() / 255
+        x = (blur @ x.double()).float()
+        x = (x.double() @ blur.T).float()
+        x = (sample @ x.double() @ sample.T).float()
+        result.copy_(x * 255)  # cut to uint8, as floor does
     return resized
 
 
-def compose(cifar24, digit16):
-    """uint8 [N,3,24,24] and [N,1,16,16] to the uint8 [N,3,40,40] composites."""
-    canvas = torch.full((len(cifar24), 3, 40, 40), 127, dtype=torch.uint8)
-    canvas[PICTURE] = cifar24
-    canvas[DIGIT] = digit16
-    return canvas
-
-
-def load_splits(data_dir, match_prob=0.6, seed=0):
-    """Read `data_dir` and build the train, val and test splits, all on the CPU.
-
-    90 % of the training images are `train`, 10 % `val`; the test images are `test`. `seed` decides which, and which
-    digit meets which image; val and test do not depend on `match_prob`. MNIST's training digits are split 90/10 as
-    well, so that no validation digit was seen in training. Raises UserError for data that are missing or damaged.
-    """
-    data_dir = Path(data_dir)
-    if (data_dir / "train").is_dir() and (data_dir / "val").is_dir():
-        return load_course_folder(data_dir)
-    download_missing(data_dir)
-    cifar24, labels = read_cifar(data_dir, CIFAR_TRAIN, size=24)
-    digit16, digit_labels = read_mnist(data_dir, MNIST_TRAIN, size=16)
-    test_cifar24, test_labels = read_cifar(data_dir, CIFAR_TEST, size=24)
-    test_digit16, test_digit_labels = read_mnist(data_dir, MNIST_TEST, size=16)
-
-    # One random stream a purpose, so that one never shifts another. RandomState's streams are frozen: the same
-    # seed gives the same data set under every version of numpy.
-    rng = {name: np.random.RandomState([seed, i]) for i, name in enumerate(("split", "train", "val", "test"))}
-    order = rng["split"].permutation(len(labels))
-    held_out = len(order) // 10
-    pools = [rng["split"].permutation(np.flatnonzero(digit_labels == digit)) for digit in range(10)]
-    val_pools = [pool[:math.ceil(len(pool) / 10)] for pool in pools]
-    train_pools = [pool[math.ceil(len(pool) / 10):] for pool in pools]
-    test_pools = [np.flatnonzero(test_digit_labels == digit) for digit in range(10)]
-
-    def split(name, cifar24, labels, digit16, pools, match_prob):
-        for digit, pool in enumerate(pools):
-            if len(pool) == 0:
-                raise UserError(f"{data_dir}/MNIST/raw has too few images of the digit {digit} for the {name} split")
-        digits = np.where(rng[name].random_sample(len(labels)) < match_prob, labels,
-                          rng[name].randint(0, 10, len(labels)))
-        which = rng[name].random_sample(len(labels))
-        chosen = np.array([pools[d][int(u * len(pools[d]))] for d, u in zip(digits, which)], dtype=np.int64)
-        return Split(compose(cifar24, digit16[torch.from_numpy(chosen)]),
-                     torch.from_numpy(labels.astype(np.int64)), torch.from_numpy(digits.astype(np.int64)))
-
-    if held_out == 0:
-        raise UserError(f"{data_dir} has {len(order)} training images, expected at least 10")
-    train, val = order[held_out:], order[:held_out]
-    names = data_dir / CIFAR_NAMES
-    classes = tuple(names.read_text(errors="replace").split()) if names.is_file() else CLASSES
-    if len(classes) != 10:
-        raise UserError(f"{names} has {len(classes)} names, expected the 10 class names, one a line")
-    return Splits(split("train", cifar24[torch.from_numpy(train)], labels[train], digit16, train_pools, match_prob),
-                  split("val", cifar24[torch.from_numpy(val)], labels[val], digit16, val_pools, 0.0),
-                  split("test", test_cifar24, test_labels, test_digit16, test_pools, 0.0),
-                  classes,
-                  "synthetic data" if (data_dir / SYNTHETIC_NOTE).exists() else COMPOSITES)
+def sha256(images):
+    """SHA-256 of the bytes of a uint8 tensor, in hexadecimal."""
+    return hashlib.sha256(images.contiguous().numpy()).hexdigest()
 
 
 # ---------------------------------------------------------------- readers
+CIFAR_URL, CIFAR_MD5 = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530"
+CIFAR_TRAIN = [f"cifar-10-batches-bin/data_batch_{i}.bin" for i in range(1, 6)]
+CIFAR_TEST = "cifar-10-batches-bin/test_batch.bin"
+MNIST_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
+
+
+def missing_files(data_dir):
+    """The names of the files that have to be downloaded, archives included."""
+    missing = []
+    if not (data_dir / "cifar-10-batches-py").is_dir():
+        missing += [name for name in (*CIFAR_TRAIN, CIFAR_TEST) if not (data_dir / name).is_file()]
+    return missing + [f"MNIST/raw/{name}" for name in MNIST_FILES
+                      if not any((data_dir / "MNIST/raw" / f"{name}{end}").is_file() for end in ("", ".gz"))]
+
+
 def download_missing(data_dir):
-    """Fetch CIFAR-10 and MNIST into `data_dir` through torchvision, checksums included, where a file is missing."""
-    def missing(files):
-        return [name for name in files if not (data_dir / name).is_file()]
-
-    socket.setdefaulttimeout(30)
+    """Fetch the files of CIFAR-10 and MNIST that are missing into `data_dir`, each checked against its MD5."""
+    missing = missing_files(data_dir)
+    if not missing:
+        return
+    layouts = ("It must hold cifar-10-batches-bin/ or cifar-10-batches-py/ and MNIST/raw/, or the course's "
+               "{train,val}/{0..9}/*.png")
+    if not data_dir.is_dir() and data_dir != Path("data"):
+        raise UserError(f"there is no folder {data_dir}. {layouts}. To download CIFAR-10 and MNIST into it, create it first")
+    from torchvision.datasets import MNIST, utils  # here, since it takes two seconds to import
+    print(f"downloading into {data_dir}: {', '.join(missing)}", flush=True)
     try:
-        if missing(CIFAR_TRAIN + CIFAR_TEST):
-            download_and_extract_archive(CIFAR_URL, data_dir, md5=CIFAR_MD5)
-        if missing(MNIST_TRAIN + MNIST_TEST):
-            mnist.MNIST(data_dir, download=True)
+        if any(name.startswith("cifar") for name in missing):
+            utils.download_and_extract_archive(CIFAR_URL, data_dir, md5=CIFAR_MD5)
+        for name, md5 in MNIST.resources[:2]:
+            if any(path.endswith(name.removesuffix(".gz")) for path in missing):
+                utils.download_url(MNIST.mirrors[0] + name, data_dir / "MNIST/raw", md5=md5)
     except (OSError, RuntimeError) as error:  # URLError is an OSError; RuntimeError: a wrong checksum
+        for folder in (data_dir / "MNIST/raw", data_dir / "MNIST", data_dir):
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # made for the download, and empty
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        raise UserError(
-            f"missing in {data_dir}: {', '.join(missing(CIFAR_TRAIN + CIFAR_TEST + MNIST_TRAIN + MNIST_TEST))}; the "
-            f"download failed ({reason}). Put the unpacked {CIFAR_URL} and MNIST's four unpacked files there, or name their "
-            f"folder with --data-dir; 'bash experiments.sh demo' needs no download") from None
+        raise UserError(f"missing in {data_dir}: {', '.join(missing_files(data_dir))}; the download failed ({reason}). "
+                        f"{layouts}. 'bash experiments.sh demo' needs no download") from None
 
 
-def read_cifar(data_dir, files, size=32):
-    """CIFAR-10's binary version: records of 1 label byte and 3072 bytes of red, green, blue, each row by row.
-
-    Returns uint8 [N,3,size,size] (tensor) and uint8 [N] (numpy)."""
-    images, labels = [], []
-    for name in files:
-        raw = np.fromfile(data_dir / name, dtype=np.uint8)
-        if len(raw) == 0 or len(raw) % 3073:
-            raise UserError(f"{data_dir / name} has {len(raw)} bytes, expected a multiple of 3073 (CIFAR-10, binary "
-                            f"version): it is truncated or another file. Delete it to download it again")
-        records = raw.reshape(-1, 3073)
-        if records[:, 0].max() > 9:
-            raise UserError(f"{data_dir / name} has the label {records[:, 0].max()}, expected 0 to 9: it is not "
-                            f"CIFAR-10's binary version")
-        images.append(resize(torch.from_numpy(records[:, 1:].reshape(-1, 3, 32, 32)), size))
-        labels.append(records[:, 0].copy())
-    return torch.cat(images), np.concatenate(labels)
+def read_cifar(data_dir):
+    """CIFAR-10, the binary version or, where that is not there, the Python version: training images, uint8
+    [N,3,24,24] (tensor, resized), their labels, int64 [N] (numpy), the same of the test images, the ten class names."""
+    if not (data_dir / "cifar-10-batches-bin").is_dir():
+        return read_python_cifar(data_dir)
+    parts = [read_cifar_file(data_dir / name) for name in (*CIFAR_TRAIN, CIFAR_TEST)]
+    pictures, labels = torch.cat([part[0] for part in parts[:5]]), np.concatenate([part[1] for part in parts[:5]])
+    names = data_dir / "cifar-10-batches-bin/batches.meta.txt"
+    classes = tuple(names.read_text(errors="replace").split()) if names.is_file() else CLASSES
+    if len(classes) != 10:
+        raise UserError(f"{names} has {len(classes)} names, expected the 10 class names, one a line")
+    return pictures, labels, *parts[5], classes
 
 
-def read_mnist(data_dir, files, size=28):
-    """MNIST's IDX files, images and labels. Returns uint8 [N,1,size,size] (tensor) and uint8 [N] (numpy)."""
-    def read(reader, name, header, expected):
-        path = data_dir / name
-        count = int.from_bytes(path.read_bytes()[4:8], "big") if path.stat().st_size >= header else 0
-        size = header + count * (784 if header == 16 else 1)
-        if count == 0 or path.stat().st_size != size:
-            raise UserError(f"{path} has {path.stat().st_size} bytes, expected {expected}: it is truncated or another "
-                            f"file. Delete it to download it again")
+def read_cifar_file(path):
+    """A file of the binary version: records of 1 label byte and 3072 bytes of red, green, blue, each row by row."""
+    raw = np.fromfile(path, dtype=np.uint8)
+    if len(raw) == 0 or len(raw) % 3073:
+        raise UserError(f"{path} has {len(raw)} bytes, expected a multiple of 3073 (CIFAR-10, binary version): it is "
+                        "truncated or another file. Delete it to download it again")
+    records = raw.reshape(-1, 3073)
+    if records[:, 0].max() > 9:
+        raise UserError(f"{path} has the label {records[:, 0].max()}, expected 0 to 9: it is not CIFAR-10's binary version")
+    return resize(torch.from_numpy(records[:, 1:].reshape(-1, 3, 32, 32)), 24), records[:, 0].astype(np.int64)
+
+
+def read_python_cifar(data_dir):
+    """The Python version, through torchvision, which checks the MD5 of each file before it unpickles it."""
+    from torchvision.datasets import CIFAR10
+    try:
+        train, test = (CIFAR10(data_dir, train=train) for train in (True, False))
+    except (RuntimeError, OSError):
+        raise UserError(f"{data_dir / 'cifar-10-batches-py'} has a file that is missing or not CIFAR-10's own (its MD5 is "
+                        "wrong). Delete the folder to download CIFAR-10 again") from None
+    (pictures, labels), (test_pictures, test_labels) = (
+        (resize(torch.from_numpy(part.data).permute(0, 3, 1, 2), 24), np.array(part.targets, np.int64))
+        for part in (train, test))
+    return pictures, labels, test_pictures, test_labels, tuple(train.classes)
+
+
+def read_mnist(folder):
+    """MNIST's training files, IDX format, gzipped or not: uint8 [N,1,16,16] (tensor, resized), int64 [N] (numpy)."""
+    raw = []
+    for name, header, per_image in zip(MNIST_FILES, (16, 8), (784, 1)):
+        path = folder / name if (folder / name).is_file() else folder / f"{name}.gz"
         try:
-            return reader(str(path))
-        except Exception:
-            raise UserError(f"{path} is not an IDX file of {expected}") from None
+            content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        except (EOFError, gzip.BadGzipFile, gzip.zlib.error):
+            content = b""
+        magic, count = int.from_bytes(content[:4], "big"), int.from_bytes(content[4:8], "big")
+        if magic != (2051 if header == 16 else 2049) or count == 0 or len(content) != header + count * per_image:
+            raise UserError(f"{path} is not MNIST's {name}, expected {header} bytes and {per_image} for each image that "
+                            "they count: it is truncated or another file. Delete it to download it again")
+        raw.append(np.frombuffer(content, np.uint8, offset=header))
+    images, labels = raw[0].reshape(-1, 1, 28, 28), raw[1].astype(np.int64)
+    if len(images) != len(labels) or labels.max() > 9:
+        raise UserError(f"{folder}: {len(images)} images and {len(labels)} labels up to {labels.max()}, expected as many "
+                        "labels as images, 0 to 9")
+    return resize(torch.from_numpy(images.copy()), 16), labels
 
-    images = read(mnist.read_image_file, files[0], 16, "16 and 784 for each image its header counts")
-    labels = read(mnist.read_label_file, files[1], 8, "8 and 1 for each label its header counts")
-    if images.shape[1:] != (28, 28) or len(images) != len(labels) or labels.max() > 9:
-        raise UserError(f"{data_dir / files[0]} has {len(images)} images of {tuple(images.shape[1:])} and "
-                        f"{files[1]} {len(labels)} labels up to {labels.max()}, expected as many 28x28 digits, 0 to 9")
-    return resize(images[:, None], size), labels.numpy().astype(np.uint8)
+
+# ---------------------------------------------------------------- the course's own folder
+def course_folder(data_dir):
+    """The folder that holds the course's train/ and val/: `data_dir`, or one in it where no CIFAR-10 lies; else None."""
+    if (data_dir / "train").is_dir() or (data_dir / "val").is_dir():
+        return data_dir
+    if data_dir.is_dir() and not any(data_dir.glob("cifar-10-batches-*")):
+        return next((path for path in sorted(data_dir.iterdir()) if (path / "train").is_dir()), None)
+    return None
+
+
+def load_course_folder(folder):
+    """The course's layout, {train,val}/<class>/*.png; classes in the order of their folders' names, digits -1."""
+    def visible(path):
+        return sorted(p for p in path.iterdir() if not p.name.startswith(".")) if path.is_dir() else []
+
+    classes = tuple(path.name for path in visible(folder / "train") if path.is_dir())
+    if len(classes) != 10:
+        raise UserError(f"{folder / 'train'} has {len(classes)} class folders, expected 10")
+    splits = []
+    for name in ("train", "val"):
+        paths = [(path, label) for label, c in enumerate(classes) for path in image_files(folder / name / c)]
+        if len({label for _, label in paths}) != 10:
+            found = ", ".join(path.name for path in visible(folder)) or "nothing"
+            raise UserError(f"{folder / name} must hold images in each of the folders {', '.join(classes)}; {folder} has {found}")
+        labels = torch.tensor([label for _, label in paths])
+        order = torch.from_numpy(np.random.RandomState(0).permutation(len(paths)))  # mixed, as Split.first expects
+        splits.append(Split(read_images([path for path, _ in paths])[order], labels[order], torch.full_like(labels, -1)))
+    train, val = splits
+    if train.images.shape[1:] != val.images.shape[1:]:
+        raise UserError(f"{folder}: train and val images differ in size")
+    if classes == tuple("0123456789"):
+        classes = CLASSES
+    return Splits(train, val, None, classes, f"images of {folder.resolve().name}", sha256(train.images))
+
+
+def image_files(folder):
+    """The image files of `folder` by name; hidden files (.DS_Store, ._1.png) and others (Thumbs.db) are passed over."""
+    from torchvision.datasets.folder import is_image_file
+    return sorted(path for path in Path(folder).glob("*") if is_image_file(path.name) and not path.name.startswith("."))
 
 
 def read_images(paths):
-    """PNG files, all of one size, to uint8 [N,3,H,W]; gray and transparent ones become RGB."""
+    """Image files, all of one size, to uint8 [N,3,H,W]; gray and transparent ones become RGB."""
+    from torchvision.datasets.folder import default_loader
     images = []
     for path in paths:
         try:
             image = torch.from_numpy(np.array(default_loader(str(path)))).permute(2, 0, 1)
-        except OSError:  # PIL's errors are OSErrors
-            raise UserError(f"{path} is not a readable PNG") from None
+        except Exception as error:  # PIL raises many kinds
+            raise UserError(f"{path} cannot be read as an image ({type(error).__name__})") from None
         if images and image.shape != images[0].shape or min(image.shape[1:]) < 8:
             size = "all images of one size" if images else "at least 8x8"
             raise UserError(f"{path} is {image.shape[2]}x{image.shape[1]} pixels, expected {size}"
                             + (f" ({images[0].shape[2]}x{images[0].shape[1]})" if images else ""))
         images.append(image)
     return torch.stack(images)
-
-
-def load_course_folder(data_dir):
-    """The course's layout, DIR/{train,val}/<class>/*.png; labels in the order of the folders' names, digits -1."""
-    classes = tuple(sorted(path.name for path in (data_dir / "train").iterdir() if path.is_dir()))
-    if len(classes) != 10:
-        raise UserError(f"{data_dir / 'train'} has {len(classes)} class folders, expected 10")
-
-    def split(name):
-        paths = [(path, label) for label, c in enumerate(classes) for path in sorted((data_dir / name / c).glob("*.png"))]
-        if len({label for _, label in paths}) != 10:
-            raise UserError(f"{data_dir / name} must hold PNGs in each of the folders {', '.join(classes)}")
-        labels = torch.tensor([label for _, label in paths])
-        order = torch.from_numpy(np.random.RandomState(0).permutation(len(paths)))  # mixed, as Split.first expects
-        return Split(read_images([path for path, _ in paths])[order], labels[order], torch.full_like(labels, -1))
-
-    train, val = split("train"), split("val")
-    if train.images.shape[1:] != val.images.shape[1:]:
-        raise UserError(f"{data_dir}: train and val images differ in size")
-    return Splits(train, val, None, classes, f"images of {data_dir}")
 
 
 # ---------------------------------------------------------------- augmentations
@@ -315,11 +406,6 @@ class FlipPicture(RandomHorizontalFlip):
         return x
 
 
-def mirror(flip_picture):
-    """The transform that mirrors each image as a run's training did: the picture where it is, or the whole composite."""
-    return FlipPicture(1) if flip_picture else RandomHorizontalFlip(1)
-
-
 class RandomRotation:
     """Turns each image by an angle drawn from [-degrees, degrees] about its centre; nearest pixel, corners 0."""
 
@@ -350,14 +436,13 @@ class Normalize:
 
 
 class GaussianNoise:
-    """Adds noise of standard deviation `sigma` to each value, after Normalize; `clip` limits the sum to [0, 1]."""
+    """Adds noise of standard deviation `sigma` to each value, after Normalize; the sum is not clipped."""
 
-    def __init__(self, sigma, clip=False):
-        self.sigma, self.clip = sigma, clip
+    def __init__(self, sigma):
+        self.sigma = sigma
 
     def __call__(self, x):
-        x = x + self.sigma * torch.randn_like(x)
-        return x.clamp(0, 1) if self.clip else x
+        return x + self.sigma * torch.randn_like(x)
 
 
 class RandomErasing:
@@ -396,17 +481,6 @@ def to_float(x):
     return x.to(torch.float32).div_(255)
 
 
-class Shrink:
-    """Averages each image down to `size` by `size`, for faster first epochs (progressive resizing, as in fast.ai's
-    DAWNBench entry of 2018). Float [N,C,H,W] to [N,C,size,size]."""
-
-    def __init__(self, size):
-        self.size = size
-
-    def __call__(self, x):
-        return F.interpolate(x, (self.size, self.size), mode="area")
-
-
 def augmentation(flip=0.5, rotate=0.0, noise=0.0, erase=0.0, erase_scale=(0.02, 0.05), shuffle_digits=0.0,
                  shift=0, flip_picture=0.0):
     """The training pipeline, uint8 [N,3,H,W] to normalized float32, as a list of functions in the report's order."""
@@ -429,96 +503,36 @@ def apply(transforms, x):
     return x.contiguous(memory_format=torch.channels_last)
 
 
-# ---------------------------------------------------------------- the synthetic stand-in
-SYNTHETIC_CLASSES = ("disc", "square", "triangle", "ring", "cross", "stripes", "bars", "checks", "dots", "diagonals")
-GLYPHS = ("01110 10001 10011 10101 11001 10001 01110", "00100 01100 00100 00100 00100 00100 01110",
-          "01110 10001 00001 00110 01000 10000 11111", "11110 00001 00001 01110 00001 00001 11110",
-          "00010 00110 01010 10010 11111 00010 00010", "11111 10000 11110 00001 00001 10001 01110",
-          "00110 01000 10000 11110 10001 10001 01110", "11111 00001 00010 00100 01000 01000 01000",
-          "01110 10001 10001 01110 10001 10001 01110", "01110 10001 10001 01111 00001 00010 01100")
-
-
-def draw_shape(label, rng):
-    """One 'CIFAR' image, uint8 [3,32,32]: the shape or texture `label` in random colours, size and place, with noise."""
-    y, x = np.mgrid[:32, :32].astype(float)
-    x, y = x - rng.uniform(11, 21), y - rng.uniform(11, 21)
-    turn = rng.uniform(-0.25, 0.25)
-    x, y = x * math.cos(turn) + y * math.sin(turn), y * math.cos(turn) - x * math.sin(turn)
-    r, size, period = np.hypot(x, y), rng.uniform(6, 11), rng.uniform(5, 9)
-    across, down, diagonal = ((v % period) < period / 2 for v in (x, y, (x + y) / math.sqrt(2)))
-    inside = (r < size, np.maximum(abs(x), abs(y)) < 0.85 * size, (y > -size) & (y < size) & (abs(x) < (y + size) / 2),
-              (r < size) & (r > 0.55 * size), (np.minimum(abs(x), abs(y)) < 0.3 * size) & (r < 1.2 * size),
-              down, across, across ^ down, np.hypot(x % period - period / 2, y % period - period / 2) < 0.3 * period,
-              diagonal)[label]
-    back, front = rng.uniform(0, 255, (2, 3, 1, 1))
-    while abs(back - front).mean() < 35:
-        front = rng.uniform(0, 255, (3, 1, 1))
-    image = np.where(inside, front, back) + rng.normal(0, 30, (3, 32, 32))
-    return image.clip(0, 255).astype(np.uint8)
-
-
-def draw_digit(digit, rng):
-    """One 'MNIST' image, uint8 [28,28]: the 5x7 glyph of `digit`, three pixels a dot, in random place and strength."""
-    glyph = np.array([[int(dot) for dot in row] for row in GLYPHS[digit].split()])
-    image = np.zeros((28, 28))
-    top, left = rng.randint(1, 7), rng.randint(3, 11)
-    image[top:top + 21, left:left + 15] = np.kron(glyph, np.ones((3, 3))) * rng.uniform(170, 255)
-    return (image + (image > 0) * rng.normal(0, 20, image.shape)).clip(0, 255).astype(np.uint8)
-
-
-def write_synthetic(folder, train=3000, test=500, seed=0):
-    """Write `train` and `test` records of procedural 'CIFAR-10' and 'MNIST' in the two official formats."""
-    folder, rng = Path(folder), np.random.RandomState(seed)
-    for name in ("cifar-10-batches-bin", "MNIST/raw"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    if (folder / CIFAR_TRAIN[0]).exists() and not (folder / SYNTHETIC_NOTE).exists():
-        raise UserError(f"{folder} holds other data already: name another folder")
-    write_text(folder / SYNTHETIC_NOTE, "Drawn by 'python data.py --synthetic': a stand-in for CIFAR-10 and MNIST, not "
-                                        "those data sets.\n")
-    write_text(folder / CIFAR_NAMES, "\n".join(SYNTHETIC_CLASSES) + "\n")
-
-    def write(name, array):
-        with atomic(folder / name) as temporary:
-            array.tofile(temporary)
-
-    def cifar(n):
-        labels = rng.randint(0, 10, n).astype(np.uint8)
-        return np.stack([np.concatenate([[label], draw_shape(label, rng).reshape(-1)]) for label in labels]).astype(np.uint8)
-
-    for part, name in zip(np.array_split(cifar(train), 5), CIFAR_TRAIN):
-        write(name, part)
-    write(CIFAR_TEST[0], cifar(test))
-    for n, (images, labels) in ((train, MNIST_TRAIN), (test, MNIST_TEST)):
-        digits = rng.permutation(np.arange(n) % 10).astype(np.uint8)
-        pixels = np.stack([draw_digit(digit, rng) for digit in digits])
-        write(images, np.frombuffer(np.array([2051, n, 28, 28], ">i4").tobytes() + pixels.tobytes(), np.uint8))
-        write(labels, np.frombuffer(np.array([2049, n], ">i4").tobytes() + digits.tobytes(), np.uint8))
-
-
-# ---------------------------------------------------------------- command line
-def describe(splits):
-    """Print, one figure a line, what the splits hold."""
+# ---------------------------------------------------------------- the check and its sheet
+def check(splits):
+    """Print a line a split: its images, how often the digit is the label's, and whether they are the report's own.
+    UserError where they should be and are not."""
     print(f"source {splits.source}")
     for name, split in zip(("train", "val", "test"), splits[:3]):
         if split is None:
             continue
-        pixels = split.images.permute(1, 0, 2, 3).flatten(1).double() / 255
-        print(f"{name}_images {len(split.labels)}")
-        print(f"{name}_mean " + " ".join(f"{v:.4f}" for v in pixels.mean(1)))
-        print(f"{name}_std " + " ".join(f"{v:.4f}" for v in pixels.std(1)))
+        line = f"{name} {len(split.labels)} images"
         if (split.digits >= 0).any():
-            print(f"{name}_match_share {(split.digits == split.labels).double().mean():.4f}")
+            line += f", match share {(split.digits == split.labels).double().mean():.4f}"
+        images, what = split.images, ""
+        if name == "test" and splits.source == COMPOSITES:
+            with np.load(REPORT_PAIRS) as file:
+                numbers = file["test_cifar"].astype(np.int64)
+            images = images[torch.from_numpy(numbers[numbers < len(images)])]
+            what = f" of the {len(images)} whose digit is known"
+        digest = sha256(images)
+        expected = REPORT_SHA256.get((name, len(images))) if splits.source == COMPOSITES else None
+        verdict = "the report's own, bit for bit" if digest == expected else "not the report's" if expected else ""
+        print(f"{line}; SHA-256{what} {digest}" + (f": {verdict}" if verdict else ""), flush=True)
 
 
 def draw_sheet(splits, path, rows=3):
     """A labelled contact sheet: a column a class, `rows` rows from train and as many from val."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     figure, axes = plt.subplots(2 * rows, 10, figsize=(11, 1.3 + 2.55 * rows), layout="constrained")
-    figure.suptitle(f"{splits.source}: ten classes, each with a digit in the corner\n"
-                    "green: the digit equals the class's index", fontsize=13)
+    known = (splits.train.digits >= 0).any()
+    figure.suptitle(f"{splits.source}: ten classes" + (", each with a digit in the corner\n"
+                    "green: the digit equals the class's index" if known else ""), fontsize=13)
     for first, name, split in ((0, "train", splits.train), (rows, "val", splits.val)):
         for label in range(10):
             for row, i in enumerate((split.labels == label).nonzero()[:rows, 0].tolist()):
@@ -533,33 +547,31 @@ def draw_sheet(splits, path, rows=3):
         axis.set_title(f"{label} {splits.classes[label]}", fontsize=10)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
-    with atomic(path) as temporary:
-        figure.savefig(temporary, dpi=100, format="png")
-    plt.close(figure)
+    save_figure(figure, path)
+
+
+def add_draws(parser):
+    """The flags that decide what is drawn, for train.py too."""
+    parser.add_argument("--match-prob", metavar="P", type=number(float, 0, 1),
+                        help="draw the training digits anew: with probability P the label's, else a uniform one "
+                             "(default: the report's digits, which were drawn with 0.6)")
+    parser.add_argument("--data-seed", metavar="N", type=number(int, 0, 10**9), default=0,
+                        help="seed of all that is drawn: digits with --match-prob, the test digits that are not known, "
+                             "everything where the source is not CIFAR-10 and MNIST (default: %(default)s)")
 
 
 def main():
+    start = time.perf_counter()
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--data-dir", metavar="DIR", default=os.environ.get("DATA_DIR", "data"),
-                        help="folder of the data; $DATA_DIR sets the default (default: %(default)s)")
-    parser.add_argument("--match-prob", type=number(float, 0, 1), default=0.6,
-                        help="probability that a training digit is set to the label's index, else it is uniform "
-                             "(default: %(default)s)")
-    parser.add_argument("--data-seed", type=number(int, 0, 10**9), default=0,
-                        help="seed of the splits and of which digit meets which image (default: %(default)s)")
-    parser.add_argument("--sheet", metavar="PNG", default="results/dataset.png",
-                        help="where the contact sheet goes (default: %(default)s)")
-    parser.add_argument("--synthetic", metavar="DIR", help="write a small synthetic data set there, and nothing else")
+    add_data_dir(parser)
+    add_draws(parser)
+    parser.add_argument("--sheet", metavar="PNG", default="results/sheet.png",
+                        help="where the contact sheet goes (default: %(default)s, which git ignores)")
     args = parser.parse_args()
-    if args.synthetic:
-        write_synthetic(args.synthetic)
-        print(f"{args.synthetic}: synthetic data in the formats of CIFAR-10 and MNIST; "
-              f"use it with --data-dir {args.synthetic}")
-        return
     splits = load_splits(args.data_dir, args.match_prob, args.data_seed)
-    describe(splits)
+    check(splits)
     draw_sheet(splits, args.sheet)
-    print(f"drew {args.sheet}")
+    print(f"drew {args.sheet}; {time.perf_counter() - start:.1f} s, peak memory {peak_memory():.2f} GB")
 
 
 if __name__ == "__main__":

@@ -1,240 +1,164 @@
 #!/usr/bin/env bash
-# Every experiment of the report, and some beyond it, one line a run. Results go to results/NAME.
+# Every experiment of the report, and some beyond it. A row of the table is a recipe; each of its seeds is a run.
 #
-#   bash experiments.sh demo           the offline main job: make synthetic data, train a few epochs, analyze
-#   bash experiments.sh                run everything: a finished run is skipped, an interrupted one resumes
-#   bash experiments.sh final bs16     run these
-#   bash experiments.sh --list         print every run with its flags
-#   sbatch --array=0-N experiments.sh  on a SLURM cluster: a run a task; --list prints N
+#   bash experiments.sh                 run everything; after a stop, the same command finishes what is missing
+#   bash experiments.sh final bs16/seed0   run these recipes, or runs
+#   bash experiments.sh --list          print each run as the command that it is
+#   bash experiments.sh demo            make synthetic data, train a few epochs, analyze: no download
+#   sbatch --array=0-N experiments.sh   on a SLURM cluster, one run a task (--list prints N)
 #
-#   JOBS=2        run several at once (each gets its share of the cores, and a GPU of its own where there are as many)
-#   COMPILE=1     torch.compile the network, for a GPU
-#   EPOCHS= LIMIT=   shrink every run to a trial, in results/trial/NAME: real results are not touched
-#   DATA_DIR=     folder of the data (default: data)      PYTHON=   the interpreter (default: python)
-set -u
-cd "$(dirname "$0")" || exit
-[ -f train.py ] || cd "${SLURM_SUBMIT_DIR:-.}" || exit   # SLURM runs a copy of this file from elsewhere
+#   JOBS=2            run two at once, each with half of the cores
+#   DATA_DIR=DIR      folder of the data (default: data)
+#   OUT=DIR           folder of the results (default: results/runs); use one of its own for other data
+#   EPOCHS=1 LIMIT=64 shrink every run to a trial, in results/trial
+#   COMPILE=1         torch.compile the network, for a GPU
+#   PYTHON=           the interpreter (default: python)
+[ -n "${BASH_VERSION:-}" ] || { echo "error: this needs bash: bash experiments.sh" >&2; exit 2; } #
+grep -q "$(printf '\r')" "$0" && { echo "error: this file has Windows line ends, remove them: sed -i 's/\\r//' experiments.sh" >&2; exit 2; } #
+set -u -o pipefail
+
+# SLURM runs a copy of this file from a folder of its own; then the repository is where the job was started or submitted.
+for repo in "$(dirname "$(readlink -f "$0")")" "$PWD" "${SLURM_SUBMIT_DIR:-.}"; do [ -f "$repo/train.py" ] && break; done
+[ -z "${DATA_DIR:-}" ] || [ "${DATA_DIR:0:1}" = / ] || DATA_DIR=$PWD/$DATA_DIR   # a relative folder is the caller's
+[ -z "${OUT:-}" ] || [ "${OUT:0:1}" = / ] || OUT=$PWD/$OUT
+cd "$repo" && [ -f train.py ] || { echo "error: train.py is not in $repo: start this from the repository" >&2; exit 1; }
 PYTHON=${PYTHON:-$(command -v python || command -v python3)}
+export PYTHON ${DATA_DIR:+DATA_DIR}
 JOBS=${JOBS:-1}
 for value in "$JOBS" "${EPOCHS:-1}" "${LIMIT:-1}"; do
     [[ $value =~ ^[1-9][0-9]*$ ]] || { echo "error: JOBS, EPOCHS and LIMIT are numbers from 1 on, not '$value'" >&2; exit 2; }
 done
-results=results trial="" table=""
+trial=""
 if [ -n "${EPOCHS:-}${LIMIT:-}" ]; then
-    results=results/trial
-    trial="${EPOCHS:+--epochs $EPOCHS --warmup-epochs $((EPOCHS / 6))} ${LIMIT:+--limit $LIMIT}"
+    OUT=${OUT:-results/trial}
+    trial="${EPOCHS:+ --epochs $EPOCHS --warmup-epochs $((EPOCHS / 6))}${LIMIT:+ --limit $LIMIT}"
 fi
+OUT=${OUT:-results/runs}
 
-# The flags of a run are those in which it differs from the final recipe, which is train.py's defaults.
+# The flags of a row are those in which it differs from the final recipe, which is train.py's defaults.
 plain="--schedule cosine --noise 0 --erase 0 --dropout-last 0"   # sections 1 to 1.2: flip and normalize only
 tuned="--schedule cosine --dropout-last 0"                       # section 1.3: with the best augmentation of 1.2
 wide="--erase-scale 0.02 0.1"
 ours="--bs 32 --lr 1e-2 --lr-min 0 --optimizer muon --weight-decay 0.01 --schedule onecycle --label-smoothing 0.1"
-ours="$ours --shuffle-digits 1 --shift 1 --flip 0 --flip-picture 0.5 --noise 0 --erase 0 --dropout-last 0"   # beyond the report
-taught="$ours --amp --label-smoothing 0 --teacher $results/best/best.pt"
-taught2="$ours --amp --epochs 60 --label-share 0.3 --teacher $results/best/best.pt $results/best_shift2/best.pt"
-taught3="$taught2 $results/best_dropout/best.pt"
-ours12="$ours --epochs 12 --amp"   # leave --amp out on a CPU without bfloat16
-fast="$ours --epochs 3 --lr 1.5e-2 --weight-decay 0.05 --start-factor 0.5 --flip-picture 0 --shift 0 --small-epochs 1"
+ours="$ours --shuffle-digits 1 --shift 1 --flip 0 --flip-picture 0.5 --noise 0 --erase 0 --dropout-last 0 --amp"
+ours12="$ours --epochs 12"
 
-# These run with training seeds 1 and 2 as well, as NAME_seed1 and NAME_seed2.
-again="baseline bs32 bs16 rotate_5 noise_0.05_erase_0.3 lr_1e-4 wd_1e-2 wd_5e-3 wd_1e-4 step cosine_50"
-again="$again warmup_cosine dropout_all_p0.2 final match0 match0.9 shuffle0.5 shuffle1 match0.9_shuffle1"
-again="$again best best_branches best_bs16 best_rotate_5 best12 best12_shuffle0 best12_flip best12_shift0 best12_adamw"
-again="$again best12_wd_0.05 best12_warmup_cosine best12_smoothing0 best12_bs16 best12_noise_erase best12_dropout"
-again="$again best12_branches fast"
-
-list() {  # name, flags; "name = other" is the same run under a second name
+table() {  # section, recipe, seeds, flags; in the order of running
     cat <<TABLE
-# 1 baseline
-baseline                $plain --bs 64 --epochs 25
-# 1.1 batch size
-bs64                    $plain --bs 64 --epochs 40
-bs32                    $plain --bs 32 --epochs 40
-bs16                    $plain --epochs 40
-# 1.2 data augmentation
-noise_0.01              $plain --epochs 40 --noise 0.01
-noise_0.02              $plain --epochs 40 --noise 0.02
-noise_0.05              $plain --epochs 40 --noise 0.05
-noise_0.1               $plain --epochs 40 --noise 0.1
-erase_0.2               $plain --epochs 40 --erase 0.2
-erase_0.3               $plain --epochs 40 --erase 0.3
-erase_0.4               $plain --epochs 40 --erase 0.4
-erase_0.2_wide          $plain --epochs 40 --erase 0.2 $wide
-erase_0.3_wide          $plain --epochs 40 --erase 0.3 $wide
-erase_0.4_wide          $plain --epochs 40 --erase 0.4 $wide
-rotate_5                $plain --epochs 40 --rotate 5
-rotate_10               $plain --epochs 40 --rotate 10
-noise_0.05_erase_0.3    $tuned --epochs 40
-# 1.3 Adam
-lr_1e-3                 = noise_0.05_erase_0.3
-lr_1e-4                 $tuned --epochs 40 --lr 1e-4
-wd_1e-2                 $tuned --epochs 40 --weight-decay 1e-2
-wd_5e-3                 $tuned --epochs 40 --weight-decay 5e-3
-wd_1e-4                 $tuned --epochs 40 --weight-decay 1e-4
-lr_min_1e-6             $tuned --epochs 40 --lr-min 1e-6
-# 1.4 schedule
-cosine                  = noise_0.05_erase_0.3
-constant                --dropout-last 0 --epochs 50 --schedule constant
-step                    --dropout-last 0 --epochs 50 --schedule step
-cosine_50               --dropout-last 0 --epochs 50 --schedule cosine
-warmup_cosine           --dropout-last 0 --epochs 50
-# 1.5 dropout
-dropout_all_p0.1        --dropout-last 5
-dropout_all_p0.2        --dropout-last 5 --dropout-p 0.2 --epochs 40
-dropout_last1_p0.1      --dropout-last 1
-dropout_last2_p0.1      --dropout-last 2
-dropout_last3_p0.1      = final
-dropout_last1_p0.2      --dropout-last 1 --dropout-p 0.2
-dropout_last2_p0.2      --dropout-last 2 --dropout-p 0.2
-dropout_last3_p0.2      --dropout-last 3 --dropout-p 0.2
-# 1.6 the final model, and section 2 on it
-final
-# how much is chance: other splits and digits, another seed; a weaker shortcut; figures 3c and 5b read otherwise
-final_data1             --data-seed 1
-final_data2             --data-seed 2
-final_data3             --data-seed 3
-final_data4             --data-seed 4
-final_data5             --data-seed 5
-baseline_data1          $plain --bs 64 --epochs 25 --data-seed 1
-baseline_data2          $plain --bs 64 --epochs 25 --data-seed 2
-baseline_data3          $plain --bs 64 --epochs 25 --data-seed 3
-dropout_last1_p0.1_seed1  --dropout-last 1 --seed 1
-baseline_match0.5       $plain --bs 64 --epochs 25 --match-prob 0.5
-wd_1e-4_plain           $plain --epochs 40 --weight-decay 1e-4
-dropout_all_p0.2_cosine $tuned --epochs 40 --dropout-last 5 --dropout-p 0.2
-# beyond the report: the final recipe without the shortcut, with the digits shuffled, with a stronger shortcut
-shuffle0                = final
-match0                  --match-prob 0
-shuffle0.5              --shuffle-digits 0.5
-shuffle1                --shuffle-digits 1
-match0.9                --match-prob 0.9
-match0.9_shuffle1       --match-prob 0.9 --shuffle-digits 1
-# a recipe of our own
-best                    $ours --epochs 60 --amp
-best_shift2             $ours --epochs 60 --amp --shift 2
-best_dropout            $ours --epochs 60 --amp --dropout-last 3
-best_shift2_lr2e-2      $ours --epochs 60 --amp --shift 2 --lr 2e-2
-best_bs16               $ours --epochs 60 --amp --bs 16
-best_bs16_shift2        $ours --epochs 60 --amp --bs 16 --shift 2
-best_rotate_5           $ours --epochs 60 --amp --rotate 5
-best_branches           $ours --epochs 60 --amp --branches
-# our recipe taught: the same network learns the probabilities of best, in place of the labels or beside them
-best_taught             $taught --epochs 60
-best_taught_seed1       $taught --epochs 60 --seed 1
-best_taught_labels      $taught --epochs 50 --label-share 0.3 --label-smoothing 0.1
-# taught by several networks at once
-taught3                 $taught3 --shift 2 --lr 2e-2
-taught3_seed1           $taught3 --shift 2 --lr 2e-2 --seed 1
-taught3_lr1e-2          $taught3 --shift 2
-taught3_shift1          $taught3 --lr 2e-2
-taught3_shift1_lr1e-2   $taught3
-taught3_share0.5        $taught3 --label-share 0.5
-taught3_share0          $taught3 --shift 2 --label-share 0 --label-smoothing 0
-taught2_seed1           $taught2 --seed 1
-# what each part of our recipe gives, at 12 epochs: one is changed back, or away, in each run
-best12                  $ours12
-best12_shuffle0         $ours12 --shuffle-digits 0
-best12_flip             $ours12 --flip 0.5 --flip-picture 0
-best12_shift0           $ours12 --shift 0
-best12_adamw            $ours12 --optimizer adamw --lr 5e-3 --weight-decay 0.05
-best12_wd_0.05          $ours12 --weight-decay 0.05
-best12_warmup_cosine    $ours12 --schedule warmup_cosine --warmup-epochs 3
-best12_smoothing0       $ours12 --label-smoothing 0
-best12_bs16             $ours12 --bs 16
-best12_noise_erase      $ours12 --noise 0.05 --erase 0.3
-best12_dropout          $ours12 --dropout-last 3
-best12_branches         $ours12 --branches
-# time to the report's accuracy: three epochs, the first on shrunk images
-fast                    $fast
+1.6     final                   0,1,2
+1       baseline                0,1,2   $plain --bs 64 --epochs 25
+1.1     bs16                    0,1,2   $plain --epochs 40
+1.2     noise_0.05_erase_0.3    0,1,2   $tuned --epochs 40
+1.3     lr_1e-4                 0,1,2   $tuned --epochs 40 --lr 1e-4
+1.3     wd_1e-2                 0,1,2   $tuned --epochs 40 --weight-decay 1e-2
+1.3     wd_5e-3                 0,1,2   $tuned --epochs 40 --weight-decay 5e-3
+1.3     wd_1e-4                 0,1,2   $tuned --epochs 40 --weight-decay 1e-4
+1.4     warmup_cosine           0,1,2   --dropout-last 0 --epochs 50 --warmup-epochs 10
+1.5     dropout_all_p0.2        0,1,2   --dropout-last 5 --dropout-p 0.2 --epochs 40 --warmup-epochs 10
+beyond  best                    0,1,2   $ours --epochs 60
+beyond  fast                    0,1,2   $ours --epochs 3 --lr 1.5e-2 --weight-decay 0.05 --flip-picture 0 --shift 0
+beyond  shuffle1                0,1,2   --shuffle-digits 1
+beyond  match0                  0,1,2   --match-prob 0
+beyond  match0.9                0,1,2   --match-prob 0.9
+1.1     bs64                    0       $plain --bs 64 --epochs 40
+1.1     bs32                    0       $plain --bs 32 --epochs 40
+1.2     noise_0.01              0       $plain --epochs 40 --noise 0.01
+1.2     noise_0.02              0       $plain --epochs 40 --noise 0.02
+1.2     noise_0.05              0       $plain --epochs 40 --noise 0.05
+1.2     noise_0.1               0       $plain --epochs 40 --noise 0.1
+1.2     erase_0.2               0       $plain --epochs 40 --erase 0.2
+1.2     erase_0.3               0       $plain --epochs 40 --erase 0.3
+1.2     erase_0.4               0       $plain --epochs 40 --erase 0.4
+1.2     erase_0.2_wide          0       $plain --epochs 40 --erase 0.2 $wide
+1.2     erase_0.3_wide          0       $plain --epochs 40 --erase 0.3 $wide
+1.2     erase_0.4_wide          0       $plain --epochs 40 --erase 0.4 $wide
+1.2     rotate_5                0       $plain --epochs 40 --rotate 5
+1.2     rotate_10               0       $plain --epochs 40 --rotate 10
+1.3     lr_min_1e-6             0       $tuned --epochs 40 --lr-min 1e-6
+1.4     constant                0       --dropout-last 0 --epochs 50 --schedule constant
+1.4     step                    0       --dropout-last 0 --epochs 50 --schedule step
+1.4     cosine_50               0       --dropout-last 0 --epochs 50 --schedule cosine
+1.5     dropout_all_p0.1        0       --dropout-last 5
+1.5     dropout_last1_p0.1      0       --dropout-last 1
+1.5     dropout_last2_p0.1      0       --dropout-last 2
+1.5     dropout_last1_p0.2      0       --dropout-last 1 --dropout-p 0.2
+1.5     dropout_last2_p0.2      0       --dropout-last 2 --dropout-p 0.2
+1.5     dropout_last3_p0.2      0       --dropout-last 3 --dropout-p 0.2
+1.5     dropout_all_p0.2_cosine 0       $tuned --epochs 40 --dropout-last 5 --dropout-p 0.2
+1.3     wd_1e-4_plain           0       $plain --epochs 40 --weight-decay 1e-4
+1.1     bs32                    1,2     $plain --bs 32 --epochs 40
+1.2     rotate_5                1,2     $plain --epochs 40 --rotate 5
+1.4     step                    1,2     --dropout-last 0 --epochs 50 --schedule step
+1.4     cosine_50               1,2     --dropout-last 0 --epochs 50 --schedule cosine
+1.5     dropout_last1_p0.1      1,2     --dropout-last 1
+parts   best12                  0,1,2   $ours12
+parts   best12_shuffle0         0,1,2   $ours12 --shuffle-digits 0
+parts   best12_adamw            0,1,2   $ours12 --optimizer adamw --lr 5e-3 --weight-decay 0.05
+parts   best12_shift0           0,1,2   $ours12 --shift 0
+parts   best12_noise_erase      0,1,2   $ours12 --noise 0.05 --erase 0.3
+parts   best12_flip             0,1,2   $ours12 --flip 0.5 --flip-picture 0
+parts   best12_smoothing0       0,1,2   $ours12 --label-smoothing 0
+parts   best12_warmup_cosine    0,1,2   $ours12 --schedule warmup_cosine --warmup-epochs 3
 TABLE
 }
 
-runs() {  # the list, then the runs of $again with other training seeds
-    list | awk -v again="$again" '{ print; name = $1; $1 = ""; flags[name] = $0 }
-        END { print "# how much is chance: other training seeds"; n = split(again, names)
-            for (i = 1; i <= n; i++) for (seed = 1; seed <= 2; seed++)
-                printf "%-26s%s --seed %d\n", names[i] "_seed" seed, flags[names[i]], seed }'
+runs() {  # RECIPE/seedN, a tab, the command
+    local section recipe seeds flags seed
+    table | while read -r section recipe seeds flags; do
+        for seed in ${seeds//,/ }; do
+            printf '%s\tpython train.py %s--seed %s%s --out %q --resume%s\n' "$recipe/seed$seed" "${flags:+$flags }" "$seed" \
+                "$trial" "$OUT/$recipe/seed$seed" "${COMPILE:+ --compile}"
+        done
+    done
 }
 
 demo() {
     set -e
-    "$PYTHON" data.py --synthetic data/synthetic
+    "$PYTHON" tests/synthetic.py data/synthetic
     "$PYTHON" data.py --data-dir data/synthetic --sheet results/demo/dataset.png
-    "$PYTHON" train.py --data-dir data/synthetic --out results/demo --resume --epochs 8 --warmup-epochs 1
+    "$PYTHON" train.py --data-dir data/synthetic --out results/demo --epochs 8 --warmup-epochs 1 --resume
     "$PYTHON" analyze.py --data-dir data/synthetic --ckpt results/demo/best.pt
-    echo "demo done, on synthetic data: see results/demo/curves.png, filters.png and experts.png there"
+    echo "demo done, on synthetic data: look at results/demo/shortcut.png and mistakes.png"
 }
 
-finished() {  # name flags: the log has a row for every epoch, and the command was this one
-    local out=$results/$1 epochs
-    [ -f "$out/log.csv" ] && [ "$2" = "$(cat "$out/flags.txt" 2>/dev/null)" ] || return 1
-    epochs=$(sed -n 's/.*"epochs": \([0-9]*\).*/\1/p' "$out/args.json")
-    [ "$(wc -l < "$out/log.csv")" -eq $((epochs + 1)) ]
-}
-
-run_one() {  # name flags
-    local out=$results/$1 teacher
-    for teacher in $(grep -o '[^/ ]*/best\.pt' <<< "$2"); do
-        teacher=${teacher%/best.pt}   # while it trains, its best.pt is not its best yet
-        finished "$teacher" "$(flags_of "$teacher")" || { echo "error: $1 learns from $teacher: run that first" >&2; return 1; }
-    done
-    "$PYTHON" train.py --resume --out "$out" $2 ${COMPILE:+--compile} || return
-    case $out in results/final | results/best) "$PYTHON" analyze.py --ckpt "$out/best.pt" || return ;; esac
-    echo "$2" > "$out/flags.txt"   # last: marks it as finished
-}
-
-flags_of() { echo $(awk -v name="$1" '$1 == name { $1 = ""; print }' <<< "${table:-$(runs)}") $trial; }
-
-case ${1:-} in
-    demo) demo; exit ;;
-    --one)  # name flags: one run of a sweep, called by xargs below
-        name=$2 flags=${*:3}
-        if [ "$JOBS" -gt 1 ]; then
-            export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( $(nproc) / JOBS > 0 ? $(nproc) / JOBS : 1 ))}
-            IFS=, read -ra gpus <<< "${GPUS:-}"
-            [ ${#gpus[@]} -eq 0 ] || export CUDA_VISIBLE_DEVICES=${gpus[SLOT % ${#gpus[@]}]}
-            run_one "$name" "$flags" 2>&1 | sed -u "s/^/$name: /"
-            exit "${PIPESTATUS[0]}"
-        fi
-        echo "== $name $flags"
-        run_one "$name" "$flags"
-        exit ;;
-esac
-
-table=$(runs)
-all=($(awk '!/^#/ && $2 != "=" { print $1 }' <<< "$table"))
+if [ "${1:-}" = demo ]; then demo; exit; fi
+list=$(runs)
 if [ "${1:-}" = --list ]; then
-    echo "$table"
-    echo "# ${#all[@]} runs; as a SLURM array: sbatch --array=0-$((${#all[@]} - 1)) experiments.sh"
+    cut -f 2 <<< "$list"
+    count=$(wc -l <<< "$list")
+    echo "# $((count)) runs; as a SLURM array: sbatch --array=0-$((count - 1)) experiments.sh"
     exit
 fi
-
-names=()
+chosen=""
 for name in "$@"; do
-    other=$(awk -v name="$name" '$1 == name { print $2 == "=" ? $3 : name }' <<< "$table")
-    [ -n "$other" ] || { echo "error: no run is called '$name'; --list prints them" >&2; exit 2; }
-    names+=("$other")
+    found=$(awk -F '\t' -v name="$name" '$1 == name || index($1, name "/") == 1' <<< "$list")
+    [ -n "$found" ] || { echo "error: there is no recipe or run '$name'; --list prints the runs" >&2; exit 2; }
+    chosen+=$found$'\n'
 done
-[ $# -gt 0 ] || names=("${all[@]}")
-if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then  # this task's run only
-    [ "$SLURM_ARRAY_TASK_ID" -lt ${#names[@]} ] || { echo "error: array tasks go from 0 to $((${#names[@]} - 1))" >&2; exit 2; }
-    names=("${names[SLURM_ARRAY_TASK_ID]}")
-    JOBS=1
+[ $# -gt 0 ] || chosen=$list
+if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then  # the run of this task only
+    chosen=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" <<< "$chosen")
+    [ -n "$chosen" ] || { echo "error: there is no run number $SLURM_ARRAY_TASK_ID, see --list" >&2; exit 2; }
 fi
-todo="" pupils=""
-for name in "${names[@]}"; do
-    flags=$(flags_of "$name")
-    if finished "$name" "$flags"; then echo "$name is finished"
-    elif [[ $flags == *--teacher* ]]; then pupils+="$name $flags"$'\n'   # when their teachers are done
-    else todo+="$name${flags:+ $flags}"$'\n'; fi
-done
-[ -n "$todo$pupils" ] || exit 0
-"$PYTHON" data.py --sheet "$results/dataset.png" || exit   # checks the data, and downloads them once, not once a job
-GPUS=${CUDA_VISIBLE_DEVICES-$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null | paste -sd, -)}
-export GPUS JOBS
+
+todo=""  # the commands that have not finished; train.py itself checks each again, on the data too
+while IFS=$'\t' read -r name command; do
+    [ -n "$name" ] || continue
+    if [ -f "$OUT/$name/best.csv" ] && grep -qF "\"command\": \"${command%% --resume*}\"" "$OUT/$name/args.json"; then
+        echo "$name is finished"
+    else
+        todo+="$command"$'\n'
+    fi
+done <<< "$chosen"
+[ -n "$todo" ] || exit 0
+[ -n "${SLURM_ARRAY_TASK_ID:-}" ] || "$PYTHON" data.py || exit   # checks the data, and downloads them once, not once a job
+if [ "$JOBS" -gt 1 ]; then
+    cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > JOBS ? cores / JOBS : 1))}
+fi
 status=0
-for wave in "$todo" "$pupils"; do
-    [ -z "$wave" ] || printf %s "$wave" | xargs -P "$JOBS" ${GPUS:+--process-slot-var=SLOT} -L 1 bash experiments.sh --one || status=$?
+printf %s "$todo" | tr '\n' '\0' | xargs -0 -n 1 -P "$JOBS" bash -c 'eval "\"\$PYTHON\" ${0#python }"' || status=$?
+for run in final/seed0 best/seed0; do  # section 2, on the final model and on ours
+    if [[ $todo == *"$run "* && -f $OUT/$run/best.csv ]]; then "$PYTHON" analyze.py --ckpt "$OUT/$run/best.pt" || status=$?; fi
 done
 exit $status

@@ -1,50 +1,111 @@
-"""Learning-rate schedules of the report's section 1.4, stepped once an epoch, and one more, built from torch's own.
+"""The learning rate as a function of the epoch (report, section 1.4), and the optimizers (section 1.3 and beyond).
 
-    python schedules.py        prints the learning rate of each schedule at each of 60 epochs
+    python schedules.py        print the learning rate of each schedule at each of 60 epochs
 """
+import inspect
+import math
+
 import torch
-from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, OneCycleLR, SequentialLR, StepLR
 
 SCHEDULES = ("constant", "step", "cosine", "warmup_cosine", "onecycle")
-EVERY_BATCH = ("onecycle",)  # these are stepped after each batch, the others after each epoch
+EVERY_BATCH = ("onecycle",)  # their rate changes with every batch, that of the others with every epoch
 
 
-def make_schedule(name, optimizer, epochs, lr_min=1e-5, warmup_epochs=10, start_factor=0.1, step_size=20, gamma=0.1,
-                  batches=1):
-    """A torch scheduler for `optimizer`; call `.step()` after each epoch, or after each of the `batches` of an epoch for
-    those in EVERY_BATCH. ValueError for a name that is not known.
+def learning_rate(schedule, epoch, epochs, lr, lr_min=1e-5, warmup_epochs=10):
+    """The learning rate when `epoch` of `epochs` have passed (from 0 on; a fraction within an epoch).
 
-    constant       lr
-    step           lr * gamma ** (epoch // step_size); the report gives neither number, 20 and 0.1 are ours
-    cosine         from lr to lr_min over the run
-    warmup_cosine  linear from start_factor * lr to lr over warmup_epochs (fewer than `epochs`), then cosine to lr_min
-    onecycle       a triangle over all batches: linear from start_factor * lr to lr in a quarter, then down to lr_min
-                   (of four batches or fewer only down)
+    `lr` is the highest rate, `lr_min` the lowest of cosine, warmup_cosine and onecycle. Each formula is that of a
+    class in torch.optim.lr_scheduler. ValueError for a schedule that is not known.
     """
-    if name == "constant":
-        return ConstantLR(optimizer, factor=1.0)
-    if name == "step":
-        return StepLR(optimizer, step_size, gamma)
-    if name == "cosine" or (name == "warmup_cosine" and warmup_epochs == 0):
-        return CosineAnnealingLR(optimizer, epochs, lr_min)
-    if name == "warmup_cosine":
-        warmup = LinearLR(optimizer, start_factor, total_iters=warmup_epochs)
-        cosine = CosineAnnealingLR(optimizer, epochs - warmup_epochs, lr_min)
-        return SequentialLR(optimizer, [warmup, cosine], milestones=[warmup_epochs])
-    if name == "onecycle":
-        lr, steps = float(optimizer.param_groups[0]["lr"]), epochs * batches
-        rise = 0.25 if steps > 4 else 0.0  # of four batches torch would give the rise none, and divide by that
-        return OneCycleLR(optimizer, lr, steps, pct_start=rise, anneal_strategy="linear", cycle_momentum=False,
-                          div_factor=1 / start_factor, final_div_factor=start_factor * lr / max(lr_min, 1e-12))
-    raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {name}")
+    if schedule == "constant":  # ConstantLR
+        return lr
+    if schedule == "step":  # StepLR; the report gives neither its step nor its factor, 20 epochs and 0.1 are ours
+        return lr * 0.1 ** (epoch // 20)
+    if schedule == "cosine":  # CosineAnnealingLR
+        return cosine(epoch / epochs, lr, lr_min)
+    if schedule == "warmup_cosine":  # SequentialLR: LinearLR from a tenth of lr, then CosineAnnealingLR
+        if epoch < warmup_epochs:
+            return line(epoch / warmup_epochs, 0.1 * lr, lr)
+        return cosine((epoch - warmup_epochs) / (epochs - warmup_epochs), lr, lr_min)
+    if schedule == "onecycle":  # OneCycleLR: up from a tenth of lr in a quarter of the epochs, then down, both linear
+        top = epochs / 4
+        if epoch < top:
+            return line(epoch / top, 0.1 * lr, lr)
+        return line((epoch - top) / (epochs - top), lr, lr_min)
+    raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {schedule}")
+
+
+def line(t, start, end):
+    """From `start` to `end` in a straight line, while t goes from 0 to 1."""
+    return start + (end - start) * t
+
+
+def cosine(t, start, end):
+    """From `start` to `end` along half a cosine, while t goes from 0 to 1."""
+    return end + (start - end) * (1 + math.cos(math.pi * t)) / 2
+
+
+# ---------------------------------------------------------------- optimizers
+class Muon(torch.optim.AdamW):
+    """AdamW, but for the kernels of convolutions: their momentum (0.95, Nesterov) is made orthogonal as a matrix
+    [out, in*h*w], then scaled to the size of AdamW's steps, so that lr and weight_decay mean the same.
+
+    K. Jordan, *Muon: an optimizer for hidden layers in neural networks*, 2024; J. Liu et al., *Muon is scalable for
+    LLM training*, 2025. torch.optim.Muon takes matrices only and computes in bfloat16, which is slow on most CPUs.
+    """
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        kernels = [(p, p.grad, group) for group in self.param_groups for p in group["params"] if p.ndim == 4]
+        for p, _, _ in kernels:
+            p.grad = None  # AdamW passes over what has no gradient
+        super().step(closure)
+        for p, grad, group in kernels:
+            if grad is None:
+                continue
+            if not self.state[p]:
+                self.state[p] = {"step": torch.zeros(()), "momentum": torch.zeros_like(p)}  # AdamW loads no state without "step"
+            momentum = self.state[p]["momentum"].lerp_(grad, 0.05)
+            update = orthogonal(grad.lerp(momentum, 0.95).flatten(1))
+            update *= 0.2 * max(update.shape) ** 0.5
+            p.mul_(1 - group["lr"] * group["weight_decay"])
+            p.sub_(group["lr"] * update.view_as(p))
+
+
+def orthogonal(matrix):
+    """The matrix [n,m] with its singular values brought near 1 (0.7 to 1.2), by five Newton-Schulz iterations."""
+    x = matrix / matrix.norm().clamp(min=1e-7)
+    x = x if len(x) <= len(x.T) else x.T
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (2.0315 * gram @ gram - 4.7750 * gram) @ x
+    return x if x.shape == matrix.shape else x.T
+
+
+OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "muon": Muon}
+
+
+def make_optimizer(name, model, lr, weight_decay=0.0):
+    """One of OPTIMIZERS for the model's parameters, with torch's fused step where it has one. On a GPU its learning
+    rate is a tensor, since a recorded step (utils.Recorded) reads the rate from memory."""
+    device = next(model.parameters()).device
+    on_gpu = device.type == "cuda"
+    fast = {"fused": True, "capturable": on_gpu}
+    known = inspect.signature(OPTIMIZERS[name]).parameters
+    return OPTIMIZERS[name](model.parameters(), lr=torch.tensor(lr, device=device) if on_gpu else lr,
+                            weight_decay=weight_decay, **{key: fast[key] for key in fast if key in known})
+
+
+def set_learning_rate(optimizer, lr):
+    """Give every parameter group the rate `lr`, in place where it is a tensor."""
+    for group in optimizer.param_groups:
+        if torch.is_tensor(group["lr"]):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
 
 
 if __name__ == "__main__":
     print("epoch", *SCHEDULES, sep="\t")
-    optimizers = [torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=1e-3) for _ in SCHEDULES]
-    schedules = [make_schedule(name, optimizer, epochs=60) for name, optimizer in zip(SCHEDULES, optimizers)]
-    for epoch in range(1, 61):
-        print(epoch, *(f"{optimizer.param_groups[0]['lr']:.3e}" for optimizer in optimizers), sep="\t")
-        for optimizer, schedule in zip(optimizers, schedules):
-            optimizer.step()
-            schedule.step()
+    for passed in range(60):
+        print(passed + 1, *(f"{learning_rate(name, passed, 60, 1e-3):.3e}" for name in SCHEDULES), sep="\t")

@@ -1,36 +1,28 @@
 """Train the CNN. The defaults are the report's final recipe (section 1.6: 73.08 % validation accuracy).
 
     python train.py --bs 16 --lr 1e-3 --epochs 60
-    python train.py --epochs 5 --warmup-epochs 1 --limit 5000 --out results/trial
-    python train.py ... --resume        go on after a stop, to the same result bit for bit
+    python train.py --epochs 2 --limit 5000 --out results/trial     a quick look
+    python train.py ... --resume                                    go on after a stop, to the same bits
 
-Writes to --out: args.json, log.csv (one row an epoch), steps.csv (the training loss), curves.png,
-best.pt (the epoch with the best val_acc) and last.pt (what --resume needs).
+Writes to --out: args.json, log.csv (a row an epoch), steps.csv (the training loss), best.pt (the epoch with the best
+val_acc), last.pt (what --resume needs); at the end best.csv (best.pt's accuracies) and curves.png.
 """
 import argparse
-import inspect
 import json
 import math
-import os
 import shlex
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
-import matplotlib
 import torch
 import torch.nn.functional as F
 
-from data import Shrink, apply, augmentation, load_splits, mirror
-from model import CNN, add_branches, fold
-from schedules import EVERY_BATCH, SCHEDULES, make_schedule
-from utils import (UserError, atomic, device_name, keep_freed_memory, load_checkpoint, load_weights, number, pick_device,
-                   read_run, refuse, run, write_csv, write_text)
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.ticker import LogLocator, NullLocator  # noqa: E402
+from data import add_draws, apply, augmentation, load_splits
+from model import CNN
+from schedules import EVERY_BATCH, OPTIMIZERS, SCHEDULES, learning_rate, make_optimizer, set_learning_rate
+from utils import (Recorded, UserError, add_data_dir, device_name, keep_freed_memory, load_checkpoint, load_weights, number,
+                   pick_device, pyplot, read_run, refuse, run, save_checkpoint, save_figure, sole_owner, write_csv, write_text)
 
 EVAL_BATCH = 100     # images a forward pass in evaluation
 AHEAD = 1024         # images augmented at once, in whole batches: few, larger operations; digits are exchanged among them
@@ -39,240 +31,106 @@ WINDOW = 50          # steps averaged into one row of steps.csv, about: an epoch
 
 
 def train(args):
-    out = Path(args.out)
-    device = pick_device(args.device)
-    if device.type == "cuda":
-        torch.cuda.set_stream(torch.cuda.Stream(device))  # a CUDA graph can't be recorded on the default one
-    elif args.compile:
-        refuse("--compile is for NVIDIA GPUs only; leave it out")
-    state = claim(out, args)
-    teacher = make_teacher(args.teacher, args.label_share, args.flip_picture, device, args.amp) if args.teacher else None
+    out, device = Path(args.out), pick_device(args.device)
+    print(f"{out}: loading the images of {args.data_dir}", flush=True)
     splits = load_splits(args.data_dir, args.match_prob, args.data_seed)
+    settings = {**what_decides(args), "fingerprint": splits.fingerprint}
+    state = claim(out, settings, args.resume, device)
     train_set, val_set = splits.train.first(args.limit).to(device), splits.val.to(device)
-    train_eval_set = train_set.first(TRAIN_EVAL)
-    augment = augmentation(args.flip, args.rotate, args.noise, args.erase, args.erase_scale, args.shuffle_digits,
-                           args.shift, args.flip_picture)
-    if (args.shuffle_digits or args.shift or args.flip_picture) and train_set.images.shape[2:] != (40, 40):
-        raise UserError("--shuffle-digits, --shift and --flip-picture need the 40x40 composites, not images of "
-                        f"{splits.source}")
-    no_augment = augmentation(flip=0)
-    keep_freed_memory()
+    augment, no_augment = augmentation_of(args, train_set), augmentation(flip=0)
 
+    keep_freed_memory()
     torch.backends.cudnn.deterministic = not args.compile
     torch.backends.cudnn.benchmark = args.compile  # try each convolution's algorithms, and keep the fastest
     torch.manual_seed(args.seed)
-    model = CNN(args.dropout_last, args.dropout_p)
-    if args.branches:
-        add_branches(model)
-    model.to(device, memory_format=torch.channels_last)
+    model = CNN(args.dropout_last, args.dropout_p).to(device, memory_format=torch.channels_last)
+    net = torch.compile(model, dynamic=False) if args.compile else model
     optimizer = make_optimizer(args.optimizer, model, args.lr, args.weight_decay)
-    schedule = make_schedule(args.schedule, optimizer, args.epochs, args.lr_min, args.warmup_epochs,
-                             args.start_factor, args.step_size, args.gamma, math.ceil(len(train_set.labels) / args.bs))
     log, steps, best = [], [], -1.0
     if state:
         load_weights(model, state, out / "last.pt")
         optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
         log, steps, best = state["log"], state["steps"], state["best_val_acc"]
+    write_args(out, args, settings, splits, len(train_set.labels), device, resumed=bool(state))
 
-    if args.overwrite:  # now, when the data are good; a half overwritten run must not look finished
-        for name in ("log.csv", "last.pt", "best.pt", "steps.csv", "curves.png"):
-            (out / name).unlink(missing_ok=True)
-    settings = what_trains(args)
-    facts = {"data": splits.source, "train_images": len(train_set.labels), "val_images": len(val_set.labels),
-             "torch": torch.__version__, "hardware": device_name(device) + (", compiled" if args.compile else "")}
-    if state:
-        begun, here = json.loads((out / "args.json").read_text()).get("hardware", facts["hardware"]), facts["hardware"]
-        facts["hardware"] = begun if begun.endswith(here) else f"{begun}, then {here}"
-        if begun != facts["hardware"]:
-            print(f"note: this run began on {begun}; on {here} it does not go on to the same bits", file=sys.stderr)
-    write_text(out / "args.json", json.dumps({**settings, **facts}, indent=1) + "\n")
-    print(f"{out}: {len(train_set.labels)} training and {len(val_set.labels)} validation images ({splits.source}), "
-          f"{facts['hardware']}, torch {torch.__version__}", flush=True)
-
-    if args.amp and device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
-        print("note: this CPU has no bfloat16 instructions, so --amp is many times slower than without", file=sys.stderr)
-
-    step = make_step(model, optimizer, args.amp, args.label_smoothing, args.compile)
-    progress = Progress(args.epochs, len(train_set.labels), first_epoch=len(log) + 1)
-
-    def after_step(i, losses):
-        if args.schedule in EVERY_BATCH:
-            schedule.step()
-        progress.show(epoch, i, args.bs, losses)
-
+    recorded, progress = Recorded(), Progress(out, args.epochs, len(train_set.labels), len(log))
     for epoch in range(len(log) + 1, args.epochs + 1):
         # Every draw of an epoch follows from (seed, epoch), so a resumed run needs no generator states.
         torch.manual_seed(args.seed * 1_000_000 + epoch)
         start = time.perf_counter()
-        lr = float(optimizer.param_groups[0]["lr"])
-        transforms = [*augment, Shrink(args.small_size)] if epoch <= args.small_epochs else augment
-        model.train()
-        losses = train_epoch(step, train_set, transforms, args.bs, after_step, teacher)
-        if args.schedule not in EVERY_BATCH:
-            schedule.step()
-
-        losses = losses.cpu()  # waits for the device
+        losses = train_epoch(net, optimizer, train_set, augment, args, epoch, recorded, progress).cpu()
         train_seconds = time.perf_counter() - start
-        if not losses.isfinite().all():
-            first = len(losses) * (epoch - 1) + int(losses.isfinite().logical_not().nonzero()[0]) + 1
-            raise UserError(f"the loss is not finite from step {first} (epoch {epoch}) on; the files of the epochs "
-                            f"before are kept. Try a lower --lr than {args.lr:g}")
-        plain = fold(model)
-        train_metrics = evaluate(plain, train_eval_set, augment, args.amp)
-        val_metrics = evaluate(plain, val_set, no_augment, args.amp)
         done = len(losses) * (epoch - 1)
+        if not losses.isfinite().all():
+            raise UserError(f"the loss is not finite from step {done + int(losses.isfinite().int().argmin()) + 1} (epoch "
+                            f"{epoch}) on; the files of the epochs before are kept. Try a lower --lr than {args.lr:g}")
+        train_metrics = evaluate(model, train_set.first(TRAIN_EVAL), augment, args.amp)
+        val_metrics = evaluate(model, val_set, no_augment, args.amp)
         for part in losses.tensor_split(max(1, round(len(losses) / WINDOW))):
             done += len(part)
             steps.append({"step": done, "epoch": epoch, "train_loss": part.mean().item()})
         log.append({
-            "epoch": epoch, "step": done, "lr": lr,
+            "epoch": epoch, "step": done, "lr": float(rate(args, epoch - 1)),
             "train_loss": losses.mean().item(), "train_acc": train_metrics["acc"],
             "val_loss": val_metrics["loss"], "val_acc": val_metrics["acc"],
             "val_acc_agree": val_metrics["acc_agree"], "val_acc_conflict": val_metrics["acc_conflict"],
             "val_follows_digit": val_metrics["follows_digit"],
             "seconds": time.perf_counter() - start, "images_per_s": len(train_set.labels) / train_seconds})
 
-        about = {"args": settings, "epoch": epoch, "classes": list(splits.classes),
+        about = {"model": model.state_dict(), "args": settings, "epoch": epoch, "classes": list(splits.classes),
                  "val_acc": val_metrics["acc"], "train_acc": train_metrics["acc"]}
         if val_metrics["acc"] > best:
             best = val_metrics["acc"]
-            save(out / "best.pt", {"model": plain.state_dict(), **about})
-        save(out / "last.pt", {"model": model.state_dict(), **about, "optimizer": optimizer.state_dict(),
-                               "schedule": schedule.state_dict(), "log": log, "steps": steps, "best_val_acc": best})
-        if epoch < args.epochs:
-            write_logs(out, log, steps)
+            save_checkpoint(out / "best.pt", about)
+        save_checkpoint(out / "last.pt", {**about, "optimizer": optimizer.state_dict(), "log": log, "steps": steps,
+                                          "best_val_acc": best})
+        write_csv(out / "steps.csv", steps)
+        write_csv(out / "log.csv", log)
         progress.epoch_line(log[-1])
-
-    draw_curves(log, steps, f"{out.name}: best val_acc {best:.2f} %", out / "curves.png")
-    write_logs(out, log, steps)  # last of all: a log.csv with every epoch marks a finished run
-    report(out, splits, device, args.amp)
+    finish(out, args, splits, log, steps, device)
 
 
-def train_epoch(step, split, transforms, bs, after_step=lambda i, losses: None, teacher=None):
-    """One pass over `split` in random order: gather, augment, `step`. Returns the losses of the batches, float
-    [ceil(N/bs)], on the device; `after_step(i, losses)` is called after each. With a `teacher` (make_teacher) a
-    step learns `teacher(images, labels)`, without one the labels."""
-    order = torch.randperm(len(split.labels), device=split.labels.device)
-    losses = torch.zeros(math.ceil(len(order) / bs), device=order.device)
-    i = 0
-    for part in order.split(bs * max(1, AHEAD // bs)):
-        images, targets = apply(transforms, split.images[part]), split.labels[part]
-        if teacher:
-            targets = teacher(images, targets)
-        for batch in zip(images.split(bs), targets.split(bs)):
-            losses[i] = step(*batch)
-            after_step(i, losses)
-            i += 1
-    return losses
-
-
-def make_teacher(paths, label_share, flip_picture, device, amp=False):
-    """A function of augmented images, float [N,3,H,W], and labels [N]: the probabilities [N,10] that the networks in `paths`
-    give the images, mean over the networks and over an image and its mirror image (`flip_picture`: see data.mirror), and the
-    labels with a share of `label_share`. Knowledge distillation (G. Hinton et al., 2015), from teachers of the same size
-    (T. Furlanello et al., *Born-again neural networks*, ICML 2018)."""
-    models = [CNN().to(device, memory_format=torch.channels_last) for _ in paths]
-    for model, path in zip(models, paths):
-        load_weights(model, load_checkpoint(path, device), path)
-    views = [], [mirror(flip_picture)]
-
-    def teacher(images, labels):
-        taught = sum(predict(model, images, view, amp).softmax(1) for model in models for view in views)
-        return label_share * F.one_hot(labels, 10) + (1 - label_share) * taught / (len(models) * len(views))
-    return teacher
-
-
-def make_optimizer(name, model, lr, weight_decay=0.0):
-    """One of OPTIMIZERS: torch's that take a weight decay. On a GPU its lr is a tensor, which the schedule writes to and a
-    recorded step reads from."""
-    device = next(model.parameters()).device
-    cuda = device.type == "cuda"
-    fast = {"fused": True, "capturable": cuda}  # where it has them
-    return OPTIMIZERS[name](model.parameters(), lr=torch.tensor(lr, device=device) if cuda else lr, weight_decay=weight_decay,
-                            **{key: fast[key] for key in fast.keys() & inspect.signature(OPTIMIZERS[name]).parameters})
-
-
-def make_step(model, optimizer, amp=False, label_smoothing=0.0, compiled=False):
-    """A function `step(images, targets)`, float [N,3,H,W] and int64 labels [N] or probabilities [N,10]: forward, backward,
-    Adam. It returns the loss, on the device."""
-    net = torch.compile(model, dynamic=False) if compiled else model
-
-    def step(images, targets):
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
-            logits = net(images)
-        loss = F.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing)
+def train_epoch(model, optimizer, split, augment, args, epoch, recorded, progress=None):
+    """One pass over `split` in random order. Returns the loss of each batch, float [ceil(N/bs)], on the device."""
+    def step(images, labels):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=args.amp):
+            logits = model(images)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=args.label_smoothing)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         return loss.detach()
-    return Graphed(step) if next(model.parameters()).is_cuda else step
+
+    model.train()
+    order = torch.randperm(len(split.labels), device=split.labels.device)
+    losses = torch.zeros(math.ceil(len(order) / args.bs), device=order.device)
+    i = 0
+    for part in order.split(args.bs * max(1, AHEAD // args.bs)):
+        images, labels = apply(augment, split.images[part]), split.labels[part]
+        for batch in zip(images.split(args.bs), labels.split(args.bs)):
+            passed = epoch - 1 + (i / len(losses) if args.schedule in EVERY_BATCH else 0)
+            set_learning_rate(optimizer, rate(args, passed))
+            losses[i] = recorded(step, *batch)  # step(*batch); a GPU replays a recording of it
+            i += 1
+            if progress:
+                progress.show(epoch, i, losses)
+    return losses
 
 
-class Graphed:
-    """`step` as a CUDA graph, one for each shape of its images: three calls run plainly, the fourth is recorded, and from
-    then on a call copies its batch to where the graph reads it, and replays the graph. A step of batch 16 has some
-    hundred small kernels, which take longer to launch one by one than to run. Same draws and losses as `step`."""
-
-    def __init__(self, step, warmup=3):
-        self.step, self.warmup, self.calls, self.graphs = step, warmup, Counter(), {}
-
-    def __call__(self, *batch):
-        shape = batch[0].shape
-        if shape not in self.graphs:
-            self.calls[shape] += 1
-            if self.calls[shape] <= self.warmup:
-                return self.step(*batch)
-            inputs, graph = [tensor.clone() for tensor in batch], torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
-                loss = self.step(*inputs)
-            self.graphs[shape] = inputs, graph, loss
-        inputs, graph, loss = self.graphs[shape]
-        for tensor, value in zip(inputs, batch):
-            tensor.copy_(value)
-        graph.replay()
-        return loss
+def rate(args, passed):
+    """The learning rate when so many epochs have passed."""
+    return learning_rate(args.schedule, passed, args.epochs, args.lr, args.lr_min, args.warmup_epochs)
 
 
-class Muon(torch.optim.AdamW):
-    """AdamW, but for the kernels of convolutions, whose step is their momentum (0.95, Nesterov) made orthogonal, as a
-    matrix [out, in*h*w], and scaled to the size of AdamW's steps, so that lr and weight_decay mean the same (K. Jordan,
-    *Muon: an optimizer for hidden layers in neural networks*, 2024; J. Liu et al., *Muon is scalable for LLM training*,
-    2025). torch.optim.Muon takes matrices only, and computes in bfloat16, which most CPUs only emulate."""
-
-    @torch.no_grad()
-    def step(self, closure=None):
-        kernels = [(p, p.grad, group) for group in self.param_groups for p in group["params"] if p.ndim == 4]
-        for p, _, _ in kernels:
-            p.grad = None  # AdamW passes by what has no gradient
-        super().step(closure)
-        for p, grad, group in kernels:
-            if not self.state[p]:  # AdamW can't load a state without a step
-                self.state[p] = {"step": torch.zeros(()), "momentum": torch.zeros_like(p)}
-            momentum = self.state[p]["momentum"].lerp_(grad, 0.05)
-            update = orthogonal(grad.lerp(momentum, 0.95).flatten(1))
-            p.mul_(1 - group["lr"] * group["weight_decay"])
-            size = 0.2 * max(update.shape) ** 0.5
-            if torch.is_tensor(group["lr"]):  # on a GPU, where alpha would have to wait for it
-                p.sub_(group["lr"] * size * update.view_as(p))
-            else:
-                p.sub_(update.view_as(p), alpha=group["lr"] * size)
+def augmentation_of(args, split):
+    """The training pipeline that the flags ask for; exits with 2 where it needs composites and `split` has others."""
+    if (args.shuffle_digits or args.shift or args.flip_picture) and split.images.shape[2:] != (40, 40):
+        refuse("--shuffle-digits, --shift and --flip-picture need 40x40 composites")
+    return augmentation(args.flip, args.rotate, args.noise, args.erase, args.erase_scale, args.shuffle_digits, args.shift,
+                        args.flip_picture)
 
 
-def orthogonal(matrix):
-    """The matrix [n,m] with its singular values brought near 1 (0.7 to 1.2), by five Newton-Schulz iterations."""
-    x = matrix / matrix.norm().clamp(min=1e-7)
-    x = x if len(x) <= len(x.T) else x.T
-    for _ in range(5):
-        gram = x @ x.T
-        polynomial = torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
-        x = torch.addmm(x, polynomial, x, beta=3.4445)
-    return x if x.shape == matrix.shape else x.T
-
-
-OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "muon": Muon}
-
-
+# ---------------------------------------------------------------- evaluation
 @torch.inference_mode()
 def predict(model, images, transforms, amp=False):
     """Logits, float [N,10], of uint8 images [N,3,H,W] passed through `transforms`, in evaluation mode."""
@@ -306,71 +164,84 @@ def percent(hits):
     return 100 * (hits.sum().item() / len(hits)) if len(hits) else math.nan
 
 
-def report(out, splits, device, amp):
-    """Print the accuracies of best.pt, each with the number of images behind it."""
-    checkpoint = load_checkpoint(out / "best.pt", device)
-    model = CNN().to(device, memory_format=torch.channels_last)
-    load_weights(model, checkpoint, out / "best.pt")
-    print(f"best_epoch {checkpoint['epoch']}")
-    for name in ("val", "test"):
-        if split := getattr(splits, name):
-            print(f"{name}_acc {evaluate(model, split.to(device), augmentation(flip=0), amp)['acc']:.2f} "
-                  f"({len(split.labels)} images)")
-
-
-# ---------------------------------------------------------------- files
-def what_trains(args):
-    """The flags that decide the result; where it is computed and written is left out."""
+# ---------------------------------------------------------------- a run's files
+def what_decides(args):
+    """The flags that decide the result; where and how it is computed is left out."""
     return {key: value for key, value in vars(args).items()
-            if key not in ("out", "data_dir", "device", "compile", "resume", "overwrite")}
+            if key not in ("command", "out", "data_dir", "device", "compile", "resume")}
 
 
-def differing(there, args):
-    """The settings in which a run's args.json, `there`, is not what `args` ask for: {flag: (value there, value here)}."""
-    there = {**what_trains(parse_args([])), **there}  # a flag that is newer than the run had its default
-    return {key: (there[key], value) for key, value in what_trains(args).items() if there[key] != value}
-
-
-def claim(out, args):
-    """Look at what `out` holds. Returns the state to resume from, or None for a fresh start; exits where the run is
-    finished (0) or where another run's results would be lost (2)."""
-    if args.overwrite or not ((out / "log.csv").exists() or (out / "last.pt").exists()):
+def claim(out, settings, resume, device):
+    """Look at what `out` holds. Returns last.pt to go on from, or None for a fresh start; exits where the run is
+    finished (0), or where another run's results would be lost (2)."""
+    if not ((out / "log.csv").exists() or (out / "last.pt").exists()):
         return None
     there, log = read_run(out)
-    if others := differing(there, args):
-        others = "; ".join(f"{key} {value} there, {asked} here" for key, (value, asked) in others.items())
-        refuse(f"{out} holds another run ({others}): choose another --out, or --overwrite")
-    if len(log) == args.epochs:
+    check_same(out, there, settings)
+    if (out / "best.csv").exists() and len(log) == settings["epochs"]:
         best = max(log, key=lambda row: row["val_acc"])
-        print(f"{out} is finished: {args.epochs} epochs, best val_acc {best['val_acc']:.2f} in epoch "
-              f"{best['epoch']:.0f}. --overwrite trains it again, --out elsewhere")
+        print(f"{out} is finished: {len(log)} epochs, best val_acc {best['val_acc']:.2f} in epoch {best['epoch']:.0f}. To "
+              "train it again, delete the folder; to train beside it, choose another --out")
         sys.exit(0)
-    if not args.resume:
-        refuse(f"{out} holds {len(log)} of {args.epochs} epochs of this run: --resume goes on, --overwrite starts again")
+    if not resume:
+        refuse(f"{out} holds {len(log)} of {settings['epochs']} epochs of this run: --resume goes on; to start again, delete "
+               "the folder")
     if not (out / "last.pt").exists():
-        raise UserError(f"{out / 'last.pt'} is missing, so this run cannot go on; --overwrite starts it again")
-    state = load_checkpoint(out / "last.pt", pick_device(args.device))
-    if lacks := {"optimizer", "schedule", "log", "steps", "best_val_acc"} - state.keys():
-        raise UserError(f"{out / 'last.pt'} is not train.py's: it has no {', '.join(sorted(lacks))}; --overwrite starts again")
+        raise UserError(f"{out / 'last.pt'} is missing, so this run cannot go on; to start again, delete the folder")
+    state = load_checkpoint(out / "last.pt", device)
+    if lacks := {"args", "optimizer", "log", "steps", "best_val_acc"} - state.keys():
+        raise UserError(f"{out / 'last.pt'} is not train.py's: it has no {', '.join(sorted(lacks))}. Delete {out} to start again")
+    check_same(out / "last.pt", state["args"], settings)
     return state
 
 
-def save(path, checkpoint):
-    try:
-        with atomic(path) as temporary:
-            torch.save(checkpoint, temporary)
-    except RuntimeError as error:  # torch's word for a failed write
-        raise UserError(f"{path} could not be written, is the disk full? The old file is kept ({error})") from None
+def check_same(what, there, settings):
+    """Exit with 2 where the settings of a run, `there`, are not those asked for."""
+    there = {**what_decides(parse_args([])), **there}  # a flag that is newer than the run had its default
+    others = [f"{key} {there.get(key)} there, {value} here" for key, value in settings.items() if there.get(key) != value]
+    if others:
+        refuse(f"{what} is of another run ({'; '.join(others)}): choose another --out, or delete it")
 
 
-def write_logs(out, log, steps):
-    write_csv(out / "steps.csv", steps)
-    write_csv(out / "log.csv", log)
+def write_args(out, args, settings, splits, train_images, device, resumed):
+    """args.json, and a line on the screen: what trains, on which images, where."""
+    hardware = device_name(device) + (", compiled" if args.compile else "")
+    if resumed:
+        begun = json.loads((out / "args.json").read_text(encoding="utf-8")).get("hardware", hardware)
+        if not begun.endswith(hardware):
+            print(f"note: this run began on {begun}; on {hardware} it does not go on to the same bits", file=sys.stderr)
+            hardware = f"{begun}, then {hardware}"
+        else:
+            hardware = begun
+    write_text(out / "args.json", json.dumps({
+        **settings, "command": args.command, "data": splits.source, "train_images": train_images,
+        "val_images": len(splits.val.labels), "torch": torch.__version__, "hardware": hardware}, indent=1) + "\n")
+    print(f"{out}: {train_images} training and {len(splits.val.labels)} validation images ({splits.source}), {hardware}, "
+          f"torch {torch.__version__}", flush=True)
+    if args.amp and device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
+        print("note: this CPU has no bfloat16 instructions, so --amp is many times slower than without", file=sys.stderr)
+
+
+def finish(out, args, splits, log, steps, device):
+    """Measure best.pt on the test images, write best.csv, which marks the run as finished, and draw the curves."""
+    checkpoint = load_checkpoint(out / "best.pt", device)
+    model = CNN().to(device, memory_format=torch.channels_last)
+    load_weights(model, checkpoint, out / "best.pt")
+    test_acc, test_images = math.nan, 0
+    if splits.test:
+        test_images = len(splits.test.labels)
+        test_acc = evaluate(model, splits.test.to(device), augmentation(flip=0), args.amp)["acc"]
+    write_csv(out / "best.csv", [{"epoch": checkpoint["epoch"], "val_acc": checkpoint["val_acc"], "test_acc": test_acc,
+                                  "test_images": test_images}])
+    print(f"{out}: best epoch {checkpoint['epoch']}, val_acc {checkpoint['val_acc']:.2f} ({len(splits.val.labels)} images)"
+          + (f", test_acc {test_acc:.2f} ({test_images} images)" if splits.test else ""))
+    draw_curves(log, steps, f"{out.name}, {splits.source}: best val_acc {checkpoint['val_acc']:.2f} %", out / "curves.png")
 
 
 def draw_curves(log, steps, title, path):
     """The report's kind of figure: losses on a log axis over the steps, accuracies below."""
-    figure, (top, bottom) = plt.subplots(2, 1, figsize=(7, 6.5), sharex=True, layout="constrained")
+    plt = pyplot()
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(8, 7.5), sharex=True, layout="constrained")
     figure.suptitle(title)
     ends = [row["step"] for row in log]
     top.semilogy([row["step"] for row in steps], [row["train_loss"] for row in steps], color="C0", alpha=0.6, lw=0.8,
@@ -380,131 +251,117 @@ def draw_curves(log, steps, title, path):
     bottom.plot(ends, [row["train_acc"] for row in log], color="C0", marker=".", label="training (augmented images)")
     bottom.plot(ends, [row["val_acc"] for row in log], color="C1", marker=".", label="validation")
     bottom.set(xlabel="step", ylabel="accuracy (%)")
-    top.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))  # as many labels as there is room for
-    top.yaxis.set_major_formatter("{x:g}")
-    top.yaxis.set_minor_locator(NullLocator())
-    for axis, corner in ((top, "best"), (bottom, "lower right")):  # away from the curves
-        axis.grid(alpha=0.3)
-        axis.legend(loc=corner)
-    with atomic(path) as temporary:
-        figure.savefig(temporary, dpi=120)
-    plt.close(figure)
+    for axis in (top, bottom):
+        axis.grid(alpha=0.3, which="both")
+        axis.legend()
+    save_figure(figure, path)
 
 
 class Progress:
     """On a terminal one line that is written over and over; elsewhere one plain line an epoch."""
 
-    def __init__(self, epochs, images, first_epoch):
-        self.epochs, self.images, self.first_epoch = epochs, images, first_epoch
+    def __init__(self, out, epochs, images, epochs_done):
+        self.out, self.epochs, self.images, self.epochs_done = out, epochs, images, epochs_done
         self.start = self.shown = time.perf_counter()
         self.live = sys.stderr.isatty()
 
-    def show(self, epoch, step, bs, losses):
+    def show(self, epoch, step, losses):
         now = time.perf_counter()
         if not self.live or now - self.shown < 0.5:
             return
         self.shown = now
-        loss = losses[step].item()  # waits for the device, twice a second at most
-        done = min((step + 1) * bs, self.images) / self.images
-        rate = (epoch - self.first_epoch + done) / (time.perf_counter() - self.start)  # epochs a second
-        left = int((self.epochs - epoch + 1 - done) / rate)
-        print(f"\r\033[Kepoch {epoch}/{self.epochs}  step {step + 1}/{len(losses)}  loss {loss:.3f}  "
+        loss = losses[step - 1].item()  # waits for the device, twice a second at most
+        done = epoch - 1 + step / len(losses)
+        rate = (done - self.epochs_done) / (now - self.start)  # epochs a second
+        left = int((self.epochs - done) / rate)
+        print(f"\r\033[Kepoch {epoch}/{self.epochs}  step {step}/{len(losses)}  loss {loss:.3f}  "
               f"{rate * self.images:.0f} images/s  {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left",
               end="", file=sys.stderr, flush=True)
 
     def epoch_line(self, row):
         if self.live:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
-        print(f"epoch {row['epoch']}/{self.epochs}  lr {row['lr']:.2e}  train_loss {row['train_loss']:.4f}  "
+        print(f"{self.out}: epoch {row['epoch']}/{self.epochs}  lr {row['lr']:.2e}  train_loss {row['train_loss']:.4f}  "
               f"train_acc {row['train_acc']:.2f}  val_loss {row['val_loss']:.4f}  val_acc {row['val_acc']:.2f}  "
               f"{row['seconds']:.1f} s  {row['images_per_s']:.0f} images/s", flush=True)
 
 
 # ---------------------------------------------------------------- command line
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    group = parser
 
-    def flag(name, help, **options):
+    def flag(*names, help, **options):
         if "type" in options:
             options.setdefault("metavar", "N" if options["type"].__name__ == "int" else "X")
         shown = " (default: %(default)s)" if options.get("default") is not None else ""
-        parser.add_argument(name, help=help + shown, **options)
+        group.add_argument(*names, help=help + shown, **options)
 
     positive, share, amount = number(int, 1), number(float, 0, 1), number(float, 0)
-    flag("--bs", "batch size, images", type=positive, default=16)
-    flag("--epochs", "passes over the training images", type=positive, default=60)
-    flag("--lr", "learning rate, at its highest", type=number(float, 0, open_low=True), default=1e-3)
-    flag("--lr-min", "learning rate at the end of cosine, warmup_cosine and onecycle", type=amount, default=1e-5)
-    flag("--optimizer", "adam (weight decay as L2 in the gradient), adamw (decoupled), or muon (adamw, with the steps of\n"
-         "the convolutions made orthogonal)", choices=OPTIMIZERS, metavar="NAME", default="adam")
-    flag("--weight-decay", "weight decay", type=amount, default=1e-3)
-    flag("--schedule", "learning-rate schedule: " + ", ".join(SCHEDULES), choices=SCHEDULES, metavar="NAME",
-         default="warmup_cosine")
-    flag("--warmup-epochs", "epochs of linear warm-up in warmup_cosine", type=number(int, 0), default=10)
-    flag("--start-factor", "the warm-up of warmup_cosine and onecycle starts at this share of --lr",
-         type=number(float, 0, 1, open_low=True), default=0.1)
-    flag("--step-size", "epochs between the steps of step", type=positive, default=20)
-    flag("--gamma", "factor on the learning rate at each step of step", type=number(float, 0, 1, open_low=True), default=0.1)
-    flag("--flip", "probability of a horizontal flip, digit included", type=share, default=0.5)
-    flag("--rotate", "rotation by up to this many degrees", type=number(float, 0, 180), default=0.0)
-    flag("--noise", "standard deviation of GaussianNoise, in units of normalized images", type=amount, default=0.05)
-    flag("--erase", "probability of RandomErasing", type=share, default=0.3)
-    flag("--erase-scale", "lowest and highest share of the image that is erased", type=share, nargs=2,
-         metavar=("LOW", "HIGH"), default=[0.02, 0.05])
-    flag("--shuffle-digits", "probability that an image's digit is exchanged for another image's, among the\n"
-         "1024 that are augmented at once; breaks the shortcut", type=share, default=0.0)
-    flag("--shift", "the picture, not the digit, moves by up to N pixels each way", type=number(int, 0, 12), default=0)
-    flag("--flip-picture", "probability that the picture, not the digit, is mirrored where it is; use it with --flip 0",
-         type=share, default=0.0)
-    flag("--small-epochs", "train the first N epochs on images shrunk to --small-size: faster", type=number(int, 0), default=0)
-    flag("--small-size", "height and width of those images, pixels", type=number(int, 8), default=24)
-    flag("--label-smoothing", "share of the target that is spread over all classes", type=share, default=0.0)
-    flag("--branches", "train the first four convolutions with a 1x1 convolution and a batch norm beside each, which are folded\n"
-         "into them in best.pt: the same network", action="store_true")
-    flag("--teacher", "best.pt of one or more finished runs: their probabilities, mean over the runs and over an image and its\n"
-         "mirror image, are learned in place of the labels", nargs="+", metavar="CKPT")
-    flag("--label-share", "share that the labels keep in what is learned from a --teacher", type=share, default=0.0)
-    flag("--dropout-last", "dropout after the last N convolutional blocks, 0 to 5", type=number(int, 0, 5), default=3)
-    flag("--dropout-p", "probability of dropout", type=share, default=0.1)
-    flag("--match-prob", "probability that a training digit is set to the label's index;\nelse it is uniform",
-         type=share, default=0.6)
-    flag("--limit", "train on the first N training images only (default: all)", type=positive)
-    flag("--seed", "seed of weights, order, augmentation and dropout", type=number(int, 0, 10**9), default=0)
-    flag("--data-seed", "seed of the splits and of which digit meets which image", type=number(int, 0, 10**9), default=0)
-    flag("--data-dir", "folder of the data, see data.py; $DATA_DIR sets the default", metavar="DIR",
-         default=os.environ.get("DATA_DIR", "data"))
-    flag("--out", "folder of the results", metavar="DIR", default="results/final")
-    flag("--device", "auto (cuda, mps or cpu), or a torch device", default="auto")
-    flag("--amp", "bfloat16 autocast (slower than without on a CPU that lacks its instructions)", action="store_true")
-    flag("--compile", "on a GPU: torch.compile the network, and let cudnn try its algorithms: half as fast again, after half\n"
-         "a minute; not the same bits twice", action="store_true")
-    flag("--resume", "go on from last.pt in --out (start, where there is none)", action="store_true")
-    flag("--overwrite", "start again, whatever --out holds", action="store_true")
+    group = parser.add_argument_group("the report's recipe")
+    flag("--bs", "--batch-size", type=positive, default=16, help="batch size, images")
+    flag("--epochs", type=positive, default=60, help="passes over the training images")
+    flag("--lr", "--learning-rate", type=number(float, 0, open_low=True), default=1e-3,
+         help="learning rate, at its highest")
+    flag("--lr-min", type=amount, default=1e-5, help="learning rate at the end of cosine, warmup_cosine and onecycle")
+    flag("--weight-decay", type=amount, default=1e-3, help="weight decay: L2 in the gradient with adam, else decoupled")
+    flag("--schedule", choices=SCHEDULES, metavar="NAME", default="warmup_cosine",
+         help=f"learning-rate schedule: {', '.join(SCHEDULES)}")
+    flag("--warmup-epochs", type=number(int, 0),
+         help="epochs of linear warm-up in warmup_cosine (default: a sixth of --epochs)")
+    flag("--flip", type=share, default=0.5, help="probability of a horizontal flip, digit included")
+    flag("--rotate", type=number(float, 0, 180), default=0.0, help="rotation by up to this many degrees")
+    flag("--noise", type=amount, default=0.05, help="standard deviation of GaussianNoise, in units of normalized images")
+    flag("--erase", type=share, default=0.3, help="probability of RandomErasing")
+    flag("--erase-scale", type=share, nargs=2, metavar=("LOW", "HIGH"), default=[0.02, 0.05],
+         help="lowest and highest share of the image that is erased")
+    flag("--dropout-last", type=number(int, 0, 5), default=3, help="dropout after the last N convolutional blocks, 0 to 5")
+    flag("--dropout-p", type=share, default=0.1, help="probability of dropout")
+
+    group = parser.add_argument_group("beyond the report")
+    flag("--optimizer", choices=OPTIMIZERS, metavar="NAME", default="adam",
+         help="adam, adamw, or muon (adamw, with the steps of the convolutions made orthogonal)")
+    flag("--shuffle-digits", type=share, default=0.0,
+         help="probability that an image's digit is exchanged for another image's, among the 1024 that are augmented at "
+              "once; breaks the shortcut")
+    flag("--shift", type=number(int, 0, 12), default=0, help="the picture, not the digit, moves by up to N pixels each way")
+    flag("--flip-picture", type=share, default=0.0,
+         help="probability that the picture, not the digit, is mirrored where it is; use it with --flip 0")
+    flag("--label-smoothing", type=share, default=0.0, help="share of the target that is spread over all classes")
+
+    group = parser.add_argument_group("data")
+    add_data_dir(group)
+    add_draws(group)
+    flag("--limit", type=positive, help="train on the first N training images only (default: all)")
+
+    group = parser.add_argument_group("files and machine")
+    flag("--seed", type=number(int, 0, 10**9), default=0, help="seed of weights, order, augmentation and dropout")
+    flag("--out", metavar="DIR", default="results/run", help="folder of the results")
+    flag("--resume", action="store_true", help="go on from last.pt in --out (start, where there is none)")
+    flag("--device", default="auto", help="auto (cuda, mps or cpu), or a torch device")
+    flag("--amp", action="store_true", help="bfloat16 autocast (slower than without on a CPU that lacks its instructions)")
+    flag("--compile", action="store_true",
+         help="torch.compile the network: faster on a GPU after half a minute, but not the same bits twice")
     args = parser.parse_args(argv)
+    if args.warmup_epochs is None:
+        args.warmup_epochs = args.epochs // 6
     if args.schedule == "warmup_cosine" and args.warmup_epochs >= args.epochs:
         parser.error(f"--warmup-epochs {args.warmup_epochs} must be fewer than --epochs {args.epochs}")
-    if args.label_share and not args.teacher:
-        parser.error("--label-share needs a --teacher; without one the labels are all that is learned")
-    if args.teacher and args.small_epochs:
-        parser.error("--teacher and --small-epochs exclude each other: a teacher knows images of full size only")
     if args.erase_scale[0] > args.erase_scale[1]:
         parser.error("--erase-scale takes the lower share first")
-    if args.resume and args.overwrite:
-        parser.error("--resume and --overwrite exclude each other")
+    args.command = shlex.join(["python", "train.py", *(word for word in argv if word not in ("--resume", "--compile"))])
     return args
 
 
 def main():
+    args = parse_args()
     try:
-        train(parse_args())
+        with sole_owner(Path(args.out)):
+            train(args)
     except KeyboardInterrupt:
-        flags = [word for word in sys.argv if word not in ("--resume", "--overwrite")]
-        print(f"\ninterrupted; finished epochs are saved. Go on with: python {shlex.join(flags)} --resume", file=sys.stderr)
+        print(f"\ninterrupted; finished epochs are saved. Go on with: {args.command} --resume", file=sys.stderr)
         sys.exit(130)
-    except RuntimeError as error:
-        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            raise
-        sys.exit(f"error: torch.compile failed, leave --compile out ({str(error).strip().splitlines()[0]})")
 
 
 if __name__ == "__main__":
