@@ -3,28 +3,37 @@ import os
 import sys
 from pathlib import Path
 
-# Threads that wait for each other sleep. If they spin, which is the default, and something else runs on the machine, the tests
-# take several times as long. OpenMP reads this when torch is imported, here and in the scripts that the tests start.
+# Threads that wait for each other sleep. If they spin, the default, tests on a busy machine take several times as
+# long. OpenMP reads this when torch is imported, here and in the scripts that the tests start.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import matplotlib.pyplot as plt  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+TESTS = Path(__file__).resolve().parent
+sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
-    import data
+    """400 synthetic training images, 60 test images and 400 digits, in the formats of CIFAR-10 and MNIST."""
+    from synthetic import write_synthetic
     folder = tmp_path_factory.mktemp("data")
-    data.write_synthetic(folder, train=400, test=60)
+    write_synthetic(folder, train=400, test=60)
     return folder
 
 
 @pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def closed_figures():
+    """Those that a test looked at."""
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
 
 
 @pytest.fixture
@@ -34,9 +43,3 @@ def shown(monkeypatch):
     figures = {}
     monkeypatch.setattr(analyze, "save_figure", lambda figure, path: figures.update({path.name: figure}))
     return figures
-
-
-@pytest.fixture(autouse=True)
-def closed_figures():
-    yield
-    plt.close("all")  # those that a test looked at
