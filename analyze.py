@@ -1,17 +1,18 @@
-"""Look inside a trained CNN: its first-layer filters, "who is expert?" (the report's section 2), and how it cheats.
+"""Look inside a trained CNN: its first-layer filters, "who is expert?" (the report's section 2), and how it
+cheats.
 
-    python analyze.py --ckpt best.pt                     experts of the first and the last layer, and all the rest
+    python analyze.py --ckpt best.pt                     experts of the first and last layer, and all the rest
     python analyze.py --ckpt best.pt --layer last        one layer: first, last, all, or a number
-    python analyze.py --ckpt best.pt --predict DIR       classify a folder of images instead, into predictions.txt
+    python analyze.py --ckpt best.pt --predict DIR       classify a folder of images, into predictions.txt
 
-best.pt without a folder is taken from results/run, where train.py leaves it. Figures go beside the checkpoint (or to
---out): filters.png, filters_rgb.png and filters/ (each kernel); for each layer N experts_layerN.png, .csv and a
-folder of one chart a filter; experts.png, the report's figure 8; mistakes.png; and, where the digits are known,
-shortcut.png, groups.csv and counterfactual.csv. Filters and layers count from 1. What is printed goes to
-analysis.txt as well.
-"""
+best.pt without a folder is taken from results/run, where train.py leaves it. Figures go beside the checkpoint
+(or to --out): filters.png, filters_rgb.png and filters/ (each kernel); for each layer N experts_layerN.png,
+.csv and a folder of one chart a filter; experts.png, the report's figure 8; mistakes.png; and, where the
+digits are known, shortcut.png, groups.csv and counterfactual.csv. Filters and layers count from 1. What is
+printed goes to analysis.txt as well."""
 import argparse
 import math
+import os
 import re
 import shutil
 from pathlib import Path
@@ -21,9 +22,9 @@ import torch
 
 from data import DIGIT, apply, augmentation, course_folder, image_files, load_splits, read_images
 from model import CNN
-from train import EVAL_BATCH, percent, predict, score
-from utils import (UserError, add_data_dir, atomic, load_checkpoint, load_weights, number, pick_device, pyplot, refuse,
-                   run, save_figure, write_csv, write_text)
+from train import EVAL_BATCH, evaluate, percent, predict, score
+from utils import (UserError, add_data_dir, atomic, load_checkpoint, load_weights, number, pick_device,
+                   pyplot, refuse, run, save_figure, write_csv, write_text)
 
 NO_AUGMENT = augmentation(flip=0)
 
@@ -31,8 +32,8 @@ NO_AUGMENT = augmentation(flip=0)
 # ---------------------------------------------------------------- norms and selectivity
 @torch.inference_mode()
 def map_norms(model, images):
-    """Of uint8 images [N,3,H,W]: the logits, float [N,10], and for each layer a float tensor [N, filters], the L2 norm
-    over height and width of each filter's feature map (report, section 2.2)."""
+    """Of uint8 images [N,3,H,W]: the logits, float [N,10], and for each layer a float tensor [N, filters],
+    the L2 norm over height and width of each filter's feature map (report, section 2.2)."""
     model.eval()
     parts = []
     for part in images.split(EVAL_BATCH):
@@ -43,28 +44,30 @@ def map_norms(model, images):
 
 
 def class_means(norms, groups):
-    """Each layer's norms, [N, filters], averaged over the images of each class: a list of float64 arrays [filters, 10].
-    `groups`, int64 [N], are the images' classes, or their digits. Raises UserError for one without images."""
+    """Each layer's norms, [N, filters], averaged over the images of each class: a list of float64 arrays
+    [filters, 10]. `groups`, int64 [N], are the images' classes, or their digits. Raises UserError for one
+    without images."""
     groups = groups.cpu()  # mps has no float64
     counts = torch.bincount(groups, minlength=10).double()
     if (counts == 0).any():
-        raise UserError(f"no validation image is of class or digit {int(counts.argmin())}, so its norms cannot be averaged")
+        raise UserError(f"no validation image is of class or digit {int(counts.argmin())}: its norms have no "
+                        "mean")
     one_hot = torch.nn.functional.one_hot(groups, 10).double()
     return [(layer.cpu().double().T @ one_hot / counts).numpy() for layer in norms]
 
 
 def selectivity(norms):
     """Class selectivity index of each filter from its class means [filters, 10] (Morcos et al. 2018):
-    (largest - mean of the others) / (largest + mean of the others), 0 for no preference to 1 for one class only.
-    A filter that never responds gets 0."""
+    (largest - mean of the others) / (largest + mean of the others), 0 for no preference to 1 for one class
+    only. A filter that never responds gets 0."""
     largest = norms.max(1)
     others = (norms.sum(1) - largest) / (norms.shape[1] - 1)
     return np.divide(largest - others, largest + others, out=np.zeros_like(largest), where=largest > 0)
 
 
 def expert_table(norms, untrained, classes, by_digit=None):
-    """One dict a filter: its number, ten class means, class selectivity index, best class, the index that it has before
-    training; and where digits are known the index and the best one by digit."""
+    """One dict a filter: its number, ten class means, class selectivity index, best class, the index that it
+    has before training; and where digits are known the index and the best one by digit."""
     rows = []
     for i, (index, before) in enumerate(zip(selectivity(norms), selectivity(untrained))):
         row = {"filter": i + 1, **{name: float(mean) for name, mean in zip(classes, norms[i])},
@@ -78,7 +81,8 @@ def expert_table(norms, untrained, classes, by_digit=None):
 
 
 def selectivity_lines(layer, norms, untrained, classes):
-    """What is printed of a layer: its filters' median index, quartiles, the median before training, the five experts."""
+    """What is printed of a layer: its filters' median index, quartiles, the median before training, the five
+    experts."""
     index = selectivity(norms)
     low, median, high = np.quantile(index, [0.25, 0.5, 0.75])
     lines = [f"layer{layer}_selectivity_median {median:.4f} ({len(index)} filters)",
@@ -97,8 +101,8 @@ def rescale(kernel):
 
 
 def draw_filters(weight, out):
-    """The first layer's weights, float [filters,3,k,k]: an image of each kernel; all of them side by side, as in the
-    report's figure 7; and the filters in colour."""
+    """The first layer's weights, float [filters,3,k,k]: an image of each kernel; all of them side by side, as
+    in the report's figure 7; and the filters in colour."""
     plt = pyplot()
     for i, kernels in enumerate(weight):
         for channel, kernel in enumerate(kernels):
@@ -159,10 +163,12 @@ def draw_layer(layer, norms, classes, source, out):
     index = selectivity(norms)
     rows = math.ceil(len(norms) / 8)
     figure, axes = plt.subplots(rows, 8, figsize=(12, 1.3 + 1.15 * rows), squeeze=False, sharey=True)
-    figure.subplots_adjust(left=0.04, right=0.99, top=1 - 1 / (1.3 + 1.15 * rows), bottom=0.4 / (1.3 + 1.15 * rows),
-                           hspace=0.4, wspace=0.1)
+    height = 1.3 + 1.15 * rows
+    figure.subplots_adjust(left=0.04, right=0.99, top=1 - 1 / height, bottom=0.4 / height, hspace=0.4,
+                           wspace=0.1)
     figure.suptitle(f"Layer {layer}: norm of each filter's map by class, divided by its largest ({source})\n"
-                    "above each chart: filter, best class, class selectivity index; the most selective first", fontsize=12)
+                    "above each chart: filter, best class, class selectivity index; the most selective first",
+                    fontsize=12)
     for axis in axes.flat[len(norms):]:
         axis.axis("off")
     for axis, i in zip(axes.flat, np.argsort(-index, kind="stable")):
@@ -174,12 +180,14 @@ def draw_layer(layer, norms, classes, source, out):
 
 
 def draw_summary(first, last, classes, source, out):
-    """The report's figure 8, but chosen by measurement: the three most uniform filters of the first layer above the
-    three most selective of the last."""
+    """The report's figure 8, but chosen by measurement: the three most uniform filters of the first layer
+    above the three most selective of the last."""
     figure, axes = pyplot().subplots(2, 3, figsize=(11, 6.4), layout="constrained", sharey=True)
-    figure.suptitle(f"Who is expert? Norm of a filter's map by class, divided by its largest ({source})", fontsize=13)
-    for row, name, norms, chosen in ((axes[0], "first", first, np.argsort(selectivity(first), kind="stable")[:3]),
-                                     (axes[1], "last", last, np.argsort(-selectivity(last), kind="stable")[:3])):
+    figure.suptitle(f"Who is expert? Norm of a filter's map by class, divided by its largest ({source})",
+                    fontsize=13)
+    uniform = np.argsort(selectivity(first), kind="stable")[:3]
+    selective = np.argsort(-selectivity(last), kind="stable")[:3]
+    for row, name, norms, chosen in (axes[0], "first", first, uniform), (axes[1], "last", last, selective):
         for axis, i in zip(row, chosen):
             draw_bars(axis, norms[i], classes)
             axis.set_title(f"{name} layer, " + caption(norms, i, classes), fontsize=11)
@@ -194,8 +202,8 @@ def crosstab(rows, columns):
 
 
 def group_table(correct, split):
-    """Accuracy (percent) and number of images of each group label x digit: float and int arrays [10,10], NaN where a
-    group is empty. The smallest accuracy is the worst-group accuracy (Sagawa et al. 2020)."""
+    """Accuracy (percent) and number of images of each group label x digit: float and int arrays [10,10], NaN
+    where a group is empty. The smallest accuracy is the worst-group accuracy (Sagawa et al. 2020)."""
     counts = crosstab(split.labels, split.digits)
     hits = crosstab(split.labels[correct], split.digits[correct])
     return (100 * hits.double() / counts).numpy(), counts.numpy()
@@ -204,8 +212,8 @@ def group_table(correct, split):
 def counterfactual(model, split, seed=0):
     """The causal question: what is predicted for the same images with another digit under them?
 
-    Returns int64 [11,N]: row d holds the predictions with the corner of a random image that has the digit d, row 10
-    those with a black corner, no digit at all. Raises UserError for a digit that no image has."""
+    Returns int64 [11,N]: row d holds the predictions with the corner of a random image that has the digit d,
+    row 10 those with a black corner, no digit at all. Raises UserError for a digit that no image has."""
     generator, rows = torch.Generator().manual_seed(seed), []
     for digit in range(11):
         images = split.images.clone()
@@ -222,14 +230,16 @@ def counterfactual(model, split, seed=0):
 
 
 def counterfactual_table(rows, before, split):
-    """One dict for each digit, and one for none, in percent of the images that have another digit: their accuracy with
-    this one in its place, how many predictions it changes, how many it changes to its own class."""
+    """One dict for each digit, and one for none, in percent of the images that have another digit: their
+    accuracy with this one in its place, how many predictions it changes, how many it changes to its own
+    class."""
     table = []
     for digit, after in enumerate(rows):
         other, changed = split.digits != digit, after != before
+        to_digit = percent((changed & (after == digit))[other]) if digit < 10 else math.nan
         table.append({"digit": digit if digit < 10 else "none", "images": int(other.sum()),
                       "acc": percent((after == split.labels)[other]), "changed": percent(changed[other]),
-                      "changed_to_digit": percent((changed & (after == digit))[other]) if digit < 10 else float("nan")})
+                      "changed_to_digit": to_digit})
     return table
 
 
@@ -239,8 +249,10 @@ def shortcut_lines(split, scores, groups, counts, rows, table, classes):
     agree = rows[split.labels, torch.arange(len(split.labels))] == split.labels
     right = rows[:10] == split.labels
     conflict = torch.cat([right[digit][split.labels != digit] for digit in range(10)])
-    changed, to_digit = (sum(row[key] * row["images"] for row in table[:10]) / sum(row["images"] for row in table[:10])
-                         for key in ("changed", "changed_to_digit"))
+    images = [row["images"] for row in table[:10]]
+    changed = np.average([row["changed"] for row in table[:10]], weights=images)
+    to_digit = np.average([row["changed_to_digit"] for row in table[:10]], weights=images)
+    depends = percent((rows[:10] != rows[0]).any(0))
     return [f"val_acc_agree {scores['acc_agree']:.2f}",
             f"val_acc_conflict {scores['acc_conflict']:.2f}",
             f"val_follows_digit {scores['follows_digit']:.2f}",
@@ -251,7 +263,7 @@ def shortcut_lines(split, scores, groups, counts, rows, table, classes):
             f"acc_no_digit {percent(rows[10] == split.labels):.2f} (a black corner)",
             f"another_digit_changes_prediction {changed:.2f}",
             f"another_digit_changes_prediction_to_it {to_digit:.2f}",
-            f"prediction_depends_on_digit {percent((rows[:10] != rows[0]).any(0)):.2f} (not the same under all ten)"]
+            f"prediction_depends_on_digit {depends:.2f} (not the same under all ten)"]
 
 
 def draw_table(axis, values, rows, columns, title, ylabel, xlabel):
@@ -266,15 +278,17 @@ def draw_table(axis, values, rows, columns, title, ylabel, xlabel):
 
 
 def draw_shortcut(split, predictions, groups, rows, classes, source, out):
-    """Confusion matrix, accuracy by label and digit, and what the exchanged digit does to predictions and accuracy."""
+    """Confusion matrix, accuracy by label and digit, and what the exchanged digit does to predictions and
+    accuracy."""
     figure, axes = pyplot().subplots(2, 2, figsize=(11, 11), layout="constrained")
-    figure.suptitle(f"What the digit does to the predictions, in percent of {len(split.labels)} validation images\n"
-                    f"({source})", fontsize=13)
+    figure.suptitle("What the digit does to the predictions, in percent of "
+                    f"{len(split.labels)} validation images\n({source})", fontsize=13)
     names = [f"{name} {i}" for i, name in enumerate(classes)]
     confusion = crosstab(split.labels, predictions).double()
-    draw_table(axes[0, 0], (100 * confusion / confusion.sum(1, keepdim=True)).numpy(), names, names, "confusion matrix",
-               "label", "prediction")
-    draw_table(axes[0, 1], groups, names, range(10), "accuracy by label and digit", "label", "digit in the image")
+    confusion = (100 * confusion / confusion.sum(1, keepdim=True)).numpy()
+    draw_table(axes[0, 0], confusion, names, names, "confusion matrix", "label", "prediction")
+    draw_table(axes[0, 1], groups, names, range(10), "accuracy by label and digit", "label",
+               "digit in the image")
     placed = 100 * np.stack([torch.bincount(row.cpu(), minlength=10) for row in rows]) / len(split.labels)
     draw_table(axes[1, 0], placed, [*range(10), "none"], names, "the digit exchanged: what is predicted",
                "digit put under every image", "prediction")
@@ -285,11 +299,11 @@ def draw_shortcut(split, predictions, groups, rows, classes, source, out):
         others = (of_class[:10].sum() - of_class[label]) / 9
         for i, (acc, color) in enumerate(((of_class[label], "C2"), (others, "C3"), (of_class[10], "C7"))):
             axes[1, 1].barh(label + 0.27 * (i - 1), acc, 0.27, color=color)
-    axes[1, 1].set(title="the digit exchanged: accuracy", xlabel="accuracy (%)", xlim=(0, 100), yticks=range(10),
-                   yticklabels=names)
+    axes[1, 1].set(title="the digit exchanged: accuracy", xlabel="accuracy (%)", xlim=(0, 100),
+                   yticks=range(10), yticklabels=names)
     axes[1, 1].invert_yaxis()
-    axes[1, 1].legend(axes[1, 1].patches[:3], ("the label's", "another", "none"), title="digit put under every image",
-                      ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.12))
+    axes[1, 1].legend(axes[1, 1].patches[:3], ("the label's", "another", "none"), ncols=3, loc="upper center",
+                      title="digit put under every image", bbox_to_anchor=(0.5, -0.12))
     save_figure(figure, out / "shortcut.png")
 
 
@@ -301,21 +315,23 @@ def draw_mistakes(split, logits, classes, source, out):
     worst = wrong[confidence[wrong].argsort(descending=True, stable=True)][:24]
     known = bool((split.digits >= 0).all())
     figure, axes = pyplot().subplots(4, 6, figsize=(10, 8.6), layout="constrained")
-    figure.suptitle(f"Wrong with the highest confidence ({source})\n" + (
-        "label, digit → prediction; red: the prediction is the digit's class" if known else "label → prediction"),
-                    fontsize=13)
+    what = "label → prediction"
+    if known:
+        what = "label, digit → prediction; red: the prediction is the digit's class"
+    figure.suptitle(f"Wrong with the highest confidence ({source})\n{what}", fontsize=13)
     for axis in axes.flat:
         axis.axis("off")
     for axis, i in zip(axes.flat, worst.tolist()):
         axis.imshow(split.images[i].permute(1, 2, 0).cpu().numpy())
         digit = f", digit {split.digits[i]}" if known else ""
-        axis.set_title(f"{classes[split.labels[i]]}{digit}\n→ {classes[predictions[i]]} {confidence[i]:.3f}", fontsize=9,
-                       color="C3" if predictions[i] == split.digits[i] else "black")
+        axis.set_title(f"{classes[split.labels[i]]}{digit}\n→ {classes[predictions[i]]} {confidence[i]:.3f}",
+                       fontsize=9, color="C3" if predictions[i] == split.digits[i] else "black")
     save_figure(figure, out / "mistakes.png")
 
 
 def predict_folder(model, folder, out, device):
-    """Write out/predictions.txt: a line `name.png,class index` for each image of `folder`, 2.png before 10.png."""
+    """Write out/predictions.txt: a line `name.png,class index` for each image of `folder`, 2.png before
+    10.png."""
     def natural(path):
         return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.name)]
     paths = sorted(image_files(folder), key=natural)
@@ -323,10 +339,11 @@ def predict_folder(model, folder, out, device):
         raise UserError(f"{folder} holds no image files")
     images = read_images(paths)
     height, width = images.shape[2:]
-    print(f"{len(paths)} images of {width}x{height} pixels, normalized with the handout's mean and standard deviation "
-          "(data.py); a network that was trained otherwise predicts other classes than its own code would")
+    print(f"{len(paths)} images of {width}x{height} pixels, normalized with the handout's mean and standard "
+          "deviation, as train.py does; a network that was trained otherwise does not predict so well here")
     classes = predict(model, images.to(device), NO_AUGMENT).argmax(1)
-    write_text(out / "predictions.txt", "".join(f"{path.name},{c}\n" for path, c in zip(paths, classes.tolist())))
+    lines = [f"{path.name},{c}\n" for path, c in zip(paths, classes.tolist())]
+    write_text(out / "predictions.txt", "".join(lines))
     print(f"predictions {out / 'predictions.txt'}")
 
 
@@ -358,7 +375,7 @@ def analyze(args):
     lines += [f"val_acc {scores['acc']:.2f} ({len(val.labels)} images)"]
     lines += doubts(checkpoint, trained, splits, scores["acc"])
     if splits.test:
-        test_acc = score(predict(model, splits.test.images.to(device), NO_AUGMENT), splits.test.to(device))["acc"]
+        test_acc = evaluate(model, splits.test.to(device), NO_AUGMENT)["acc"]
         lines += [f"test_acc {test_acc:.2f} ({len(splits.test.labels)} images)"]
     for layer in sorted({1, len(norms), *layers}):
         lines += selectivity_lines(layer, norms[layer - 1], untrained[layer - 1], classes)
@@ -398,27 +415,29 @@ def load_as_trained(args, trained):
 
 
 def chosen_layers(names, depth):
-    """The numbers of the layers that --layer names, of a network that returns `depth` maps; exits with 2 for others."""
-    numbers = {"first": [1], "last": [depth], "all": range(1, depth + 1), **{str(n): [n] for n in range(1, depth + 1)}}
+    """The numbers of the layers that --layer names, of a network that returns `depth` maps; exits with 2 for
+    others."""
+    every = range(1, depth + 1)
+    numbers = {"first": [1], "last": [depth], "all": every, **{str(n): [n] for n in every}}
     for name in names:
         if name not in numbers:
-            refuse(f"--layer takes first, last, all, or 1 to {depth}, not {name}: the forward of model.py returns "
+            refuse(f"--layer takes first, last, all, or 1 to {depth}, not {name}: model.py's forward returns "
                    f"{depth} maps")
     return sorted({n for name in names for n in numbers[name]})
 
 
 def doubts(checkpoint, trained, splits, val_acc):
-    """Lines that say where what is measured may not be what the user thinks: other images, classes or network."""
-    lines = []
+    """Lines that warn of what a user may not expect: other images, other classes, another network."""
+    lines, stored = [], checkpoint.get("val_acc")
     if trained.get("fingerprint") not in (None, splits.fingerprint):
-        lines += ["note: this network was trained on other images than the training images here, so some of these "
-                  "validation images may be among those it was trained on"]
-    elif "fingerprint" in trained and isinstance(checkpoint.get("val_acc"), float):
-        if abs(checkpoint["val_acc"] - val_acc) > (1 if trained.get("amp") else 0.2):
-            lines += [f"note: the checkpoint says val_acc {checkpoint['val_acc']:.2f}: model.py or data.py has changed "
-                      "since it was trained"]
+        lines += ["note: the network was trained on other images than the training images here: some of "
+                  "these validation images may be its training images"]
+    elif "fingerprint" in trained and isinstance(stored, float):
+        if abs(stored - val_acc) > (1 if trained.get("amp") else 0.2):
+            lines += [f"note: the checkpoint says val_acc {stored:.2f}: model.py or data.py has changed since "
+                      "it was trained"]
     if checkpoint.get("classes", list(splits.classes)) != list(splits.classes):
-        lines += [f"note: the network was trained on other classes: {', '.join(map(str, checkpoint['classes']))}"]
+        lines += [f"note: the network was trained on other classes: {checkpoint['classes']}"]
     return lines
 
 
@@ -428,8 +447,9 @@ def analyze_shortcut(model, val, logits, scores, classes, source, out):
     groups, counts = group_table(predictions == val.labels, val)
     rows = counterfactual(model, val)
     table = counterfactual_table(rows, predictions, val)
-    write_csv(out / "groups.csv", [{"label": classes[label], "digit": digit, "images": int(counts[label, digit]),
-                                    "acc": float(groups[label, digit])} for label in range(10) for digit in range(10)])
+    write_csv(out / "groups.csv", [
+        {"label": classes[label], "digit": digit, "images": int(count), "acc": float(groups[label, digit])}
+        for (label, digit), count in np.ndenumerate(counts)])
     write_csv(out / "counterfactual.csv", table)
     draw_shortcut(val, predictions, groups, rows, classes, source, out)
     return shortcut_lines(val, scores, groups, counts, rows, table, classes)
@@ -437,8 +457,8 @@ def analyze_shortcut(model, val, logits, scores, classes, source, out):
 
 def remove_old(out):
     """Remove what an earlier analysis left in `out`, so that nothing old stands beside the new."""
-    for pattern in ("experts*.png", "experts_layer*.csv", "filters*.png", "mistakes.png", "shortcut.png", "groups.csv",
-                    "counterfactual.csv", "analysis.txt"):
+    for pattern in ("experts*.png", "experts_layer*.csv", "filters*.png", "mistakes.png", "shortcut.png",
+                    "groups.csv", "counterfactual.csv", "analysis.txt"):
         for path in out.glob(pattern):
             path.unlink()
     for folder in (out / "filters", *out.glob("experts_layer*")):
@@ -448,16 +468,19 @@ def remove_old(out):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--ckpt", metavar="PT", required=True,
-                        help="best.pt or last.pt of train.py, or a state dict; a bare name is looked for in results/run too")
+                        help="best.pt or last.pt of train.py, or a state dict; a name without a folder is "
+                             "looked for in results/run too")
     parser.add_argument("--layer", nargs="+", default=["first", "last"], metavar="LAYER",
                         help="layers to chart: first, last, all, or a number (default: first last)")
     parser.add_argument("--predict", metavar="DIR",
                         help="classify the images of DIR into predictions.txt instead; needs no --data-dir")
-    parser.add_argument("--out", metavar="DIR", help="folder of the figures (default: the checkpoint's folder)")
+    parser.add_argument("--out", metavar="DIR", type=os.path.expanduser,
+                        help="folder of the figures (default: the checkpoint's folder)")
     add_data_dir(parser)
     parser.add_argument("--data-seed", metavar="N", type=number(int, 0, 10**9),
                         help="seed of what is drawn of the data, see train.py (default: the checkpoint's)")
-    parser.add_argument("--device", default="auto", help="auto (cuda, mps or cpu), or a torch device (default: auto)")
+    parser.add_argument("--device", default="auto",
+                        help="auto (cuda, mps or cpu), or a torch device (default: auto)")
     analyze(parser.parse_args())
 
 

@@ -2,8 +2,8 @@
 
     python data.py        check that the images are the report's own, bit for bit; draw results/sheet.png
 
-A composite is 40x40 RGB, gray 127: a CIFAR-10 image in the top-left 24x24, an MNIST digit in the bottom-right 16x16.
-In training the digit equals the label's index in 64 % of the images, in validation and test in 10 %.
+A composite is 40x40 RGB, gray 127: a CIFAR-10 image in the top-left 24x24, an MNIST digit in the bottom-right
+16x16. In training the digit equals the label's index in 64 % of the images, in validation and test in 10 %.
 
 --data-dir (default: $DATA_DIR, else data/) holds one of two layouts:
 
@@ -11,8 +11,8 @@ In training the digit equals the label's index in 64 % of the images, in validat
     {train,val}/{0..9}/*.png, the course's own folder custom_image_dataset/ (its digits are unknown)
 
 Which image and which digit make each composite is in results/report_pairs.npz: the course's published images,
-matched against CIFAR-10 and MNIST. Other source files, and --match-prob, have their pairs drawn as the course did.
-"""
+matched against CIFAR-10 and MNIST. Other source files, and --match-prob, have their pairs drawn as the course
+did."""
 import argparse
 import contextlib
 import gzip
@@ -29,13 +29,13 @@ import torch.nn.functional as F
 from utils import UserError, add_data_dir, number, peak_memory, pyplot, refuse, run, save_figure
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-MEAN, STD = (0.438, 0.435, 0.422), (0.228, 0.225, 0.231)  # per channel, for images in [0, 1]: the course handout's
-PICTURE = (..., slice(0, 24), slice(0, 24))  # images[PICTURE]: the part of a composite that is the CIFAR-10 image
-DIGIT = (..., slice(24, 40), slice(24, 40))  # images[DIGIT]: the part that is the digit
+MEAN, STD = (0.438, 0.435, 0.422), (0.228, 0.225, 0.231)  # the handout's, for images in [0, 1]
+PICTURE = (..., slice(0, 24), slice(0, 24))  # images[PICTURE]: the CIFAR-10 image of each composite
+DIGIT = (..., slice(24, 40), slice(24, 40))  # images[DIGIT]: its digit
 COMPOSITES, SYNTHETIC = "CIFAR-10 and MNIST composites", "synthetic data"
 
 REPORT_PAIRS = Path(__file__).with_name("results") / "report_pairs.npz"
-REPORT_SHA256 = {  # of the uint8 bytes of the course's own files; of test, those that are known (388: of the first 1,000)
+REPORT_SHA256 = {  # of the course's own files, uint8 bytes; of test, the known ones (388 of the first 1,000)
     ("train", 45000): "d83c5a21f2b4ebd8b62b711e3d5aa6ac88e91106b2240de8f55b6d66b6dbd3bb",
     ("val", 4998): "0be03e14d4f01986dddf1ca5244c5f58b82ae549e5f98b28d20b0039c4772ea2",
     ("test", 3866): "f43b947197ee6d570f138f8b1c2a56197195575d9381fd2ca216f6ecf180247b",
@@ -68,14 +68,13 @@ class Splits(NamedTuple):
 def load_splits(data_dir, match_prob=None, seed=0):
     """Read `data_dir` and build the train, val and test splits, all on the CPU.
 
-    By default the report's own: 45,000, 4,998 and 10,000 composites. With `match_prob` the training digits are drawn
-    anew, with source files other than CIFAR-10 and MNIST everything is; `seed` decides the draws. UserError for data
-    that are missing or damaged; exits with 2 where `match_prob` or `seed` cannot act.
-    """
+    By default the report's own: 45,000, 4,998 and 10,000 composites. With `match_prob` the training digits
+    are drawn anew, with source files other than CIFAR-10 and MNIST everything is; `seed` decides the draws.
+    UserError for data that are missing or damaged; exits with 2 where `match_prob` or `seed` cannot act."""
     data_dir = Path(data_dir)
     if folder := course_folder(data_dir):
         if match_prob is not None or seed:
-            refuse(f"{folder} holds finished images: leave out --match-prob and --data-seed, which draw digits")
+            refuse(f"{folder} holds finished images: --match-prob and --data-seed cannot act on them")
         return load_course_folder(folder)
     download_missing(data_dir)
     pictures, labels, test_pictures, test_labels, classes = read_cifar(data_dir)
@@ -83,14 +82,16 @@ def load_splits(data_dir, match_prob=None, seed=0):
     synthetic = (data_dir / "SYNTHETIC.txt").exists()
     known = (len(labels), len(digits)) == (50_000, 60_000) and not synthetic
     pairs = make_pairs(labels, test_labels, digits, known, match_prob, seed)
-    train, val = (make_composites(pictures, labels, digit_pictures, digits, *pairs[name]) for name in ("train", "val"))
+    train = make_composites(pictures, labels, digit_pictures, digits, *pairs["train"])
+    val = make_composites(pictures, labels, digit_pictures, digits, *pairs["val"])
     test = make_composites(test_pictures, test_labels, digit_pictures, digits, *pairs["test"])
     return Splits(train, val, test, classes, SYNTHETIC if synthetic else COMPOSITES, sha256(train.images))
 
 
 def make_pairs(labels, test_labels, digits, known, match_prob=None, seed=0):
-    """Which CIFAR-10 image meets which MNIST digit: {"train": (images, digits), "val": ..., "test": ...}, int64 arrays
-    of indices into `labels` (`test_labels` for test) and `digits`. The report's where `known`, else drawn."""
+    """Which CIFAR-10 image meets which MNIST digit: {"train": (images, digits), "val": ..., "test": ...},
+    int64 arrays of indices into `labels` (`test_labels` for test) and `digits`. The report's where `known`,
+    else drawn."""
     split_draws, train_draws, val_draws, test_draws = (np.random.RandomState([seed, i]) for i in range(4))
     if known:
         if not REPORT_PAIRS.exists():
@@ -101,21 +102,24 @@ def make_pairs(labels, test_labels, digits, known, match_prob=None, seed=0):
     else:
         train, val = draw_split(labels, split_draws)
 
+    test = np.arange(len(test_labels))
+
     if known and match_prob is None:
         train_digits = report["train_mnist"]
     else:
-        train_digits = draw_digits(labels[train], digits, 0.6 if match_prob is None else match_prob, train_draws)
+        match_prob = 0.6 if match_prob is None else match_prob
+        train_digits = draw_digits(labels[train], digits, match_prob, train_draws)
     val_digits = report["val_mnist"] if known else draw_digits(labels[val], digits, 0.0, val_draws)
     test_digits = draw_digits(test_labels, digits, 0.0, test_draws)
     if known:
-        here = report["test_cifar"] < len(test_labels)
+        here = report["test_cifar"] < len(test)
         test_digits[report["test_cifar"][here]] = report["test_mnist"][here]
-    return {"train": (train, train_digits), "val": (val, val_digits), "test": (np.arange(len(test_labels)), test_digits)}
+    return {"train": (train, train_digits), "val": (val, val_digits), "test": (test, test_digits)}
 
 
 def draw_split(labels, draws):
-    """The indices of training and validation images, as the course chose them: shuffled, and each at even odds put into
-    validation until its class has a hundredth of all images there (500 of 50,000)."""
+    """The indices of training and validation images, as the course chose them: shuffled, and each at even
+    odds put into validation until its class has a hundredth of all images there (500 of 50,000)."""
     val_left = np.full(10, max(1, len(labels) // 100))
     train, val = [], []
     for i in draws.permutation(len(labels)):
@@ -126,9 +130,10 @@ def draw_split(labels, draws):
 
 
 def draw_digits(labels, digits, match_prob, draws):
-    """An MNIST index for each label: one of the images of the label's digit with probability `match_prob`, else of a
-    uniformly drawn digit."""
-    wanted = np.where(draws.random_sample(len(labels)) < match_prob, labels, draws.randint(0, 10, len(labels)))
+    """An MNIST index for each label: one of the images of the label's digit with probability `match_prob`,
+    else of a uniformly drawn digit."""
+    match = draws.random_sample(len(labels)) < match_prob
+    wanted = np.where(match, labels, draws.randint(0, 10, len(labels)))
     chosen = np.empty(len(labels), np.int64)
     for digit in range(10):
         pool = np.flatnonzero(digits == digit)
@@ -139,7 +144,8 @@ def draw_digits(labels, digits, match_prob, draws):
 
 
 def make_composites(pictures, labels, digit_pictures, digits, picture_index, digit_index):
-    """The Split of the pairs: `pictures`, uint8 [N,3,24,24], and `digit_pictures`, uint8 [M,1,16,16], on gray."""
+    """The Split of the pairs: `pictures`, uint8 [N,3,24,24], and `digit_pictures`, uint8 [M,1,16,16], on
+    gray."""
     images = torch.full((len(picture_index), 3, 40, 40), 127, dtype=torch.uint8)
     images[PICTURE] = pictures[torch.from_numpy(picture_index)]
     images[DIGIT] = digit_pictures[torch.from_numpy(digit_index)]
@@ -147,12 +153,13 @@ def make_composites(pictures, labels, digit_pictures, digits, picture_index, dig
 
 
 def resize(images, size):
-    """uint8 [N,C,n,n] to uint8 [N,C,size,size], bit for bit as the course did it: skimage.transform.resize(image,
-    (size, size), anti_aliasing=True) of a float32 image in [0, 1], times 255, cut to uint8.
+    """uint8 [N,C,n,n] to uint8 [N,C,size,size], bit for bit as the course did it:
+    skimage.transform.resize(image, (size, size), anti_aliasing=True) of a float32 image in [0, 1], times 255,
+    cut to uint8.
 
-    A Gaussian blur down the columns, then along the rows, then bilinear sampling at half-pixel centres. Each of the
-    three sums in float64 and stores float32; without these roundings 4 % of the values come out one lower.
-    """
+    A Gaussian blur down the columns, then along the rows, then bilinear sampling at half-pixel centres. Each
+    of the three sums in float64 and stores float32; without these roundings 4 % of the values come out one
+    lower."""
     n = images.shape[-1]
     sigma = (n / size - 1) / 2
     radius = int(4 * sigma + 0.5)
@@ -185,7 +192,8 @@ def sha256(images):
 
 
 # ---------------------------------------------------------------- readers
-CIFAR_URL, CIFAR_MD5 = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530"
+CIFAR_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+CIFAR_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
 CIFAR_TRAIN = [f"cifar-10-batches-bin/data_batch_{i}.bin" for i in range(1, 6)]
 CIFAR_TEST = "cifar-10-batches-bin/test_batch.bin"
 MNIST_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
@@ -201,14 +209,15 @@ def missing_files(data_dir):
 
 
 def download_missing(data_dir):
-    """Fetch the files of CIFAR-10 and MNIST that are missing into `data_dir`, each checked against its MD5."""
+    """Fetch the files of CIFAR-10 and MNIST that are missing into `data_dir`, each checked against its
+    MD5."""
     missing = missing_files(data_dir)
     if not missing:
         return
     layouts = ("It must hold cifar-10-batches-bin/ or cifar-10-batches-py/ and MNIST/raw/, or the course's "
                "{train,val}/{0..9}/*.png")
     if not data_dir.is_dir() and data_dir != Path("data"):
-        raise UserError(f"there is no folder {data_dir}. {layouts}. To download CIFAR-10 and MNIST into it, create it first")
+        raise UserError(f"there is no folder {data_dir}. {layouts}. To download into it, create it first")
     from torchvision.datasets import MNIST, utils  # here, since it takes two seconds to import
     print(f"downloading into {data_dir}: {', '.join(missing)}", flush=True)
     try:
@@ -222,17 +231,19 @@ def download_missing(data_dir):
             with contextlib.suppress(OSError):
                 folder.rmdir()  # made for the download, and empty
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        raise UserError(f"missing in {data_dir}: {', '.join(missing_files(data_dir))}; the download failed ({reason}). "
-                        f"{layouts}. 'bash experiments.sh demo' needs no download") from None
+        raise UserError(f"missing in {data_dir}: {', '.join(missing_files(data_dir))}; the download failed "
+                        f"({reason}). {layouts}. 'bash experiments.sh demo' needs no download") from None
 
 
 def read_cifar(data_dir):
     """CIFAR-10, the binary version or, where that is not there, the Python version: training images, uint8
-    [N,3,24,24] (tensor, resized), their labels, int64 [N] (numpy), the same of the test images, the ten class names."""
+    [N,3,24,24] (tensor, resized), their labels, int64 [N] (numpy), the same of the test images, the ten class
+    names."""
     if not (data_dir / "cifar-10-batches-bin").is_dir():
         return read_python_cifar(data_dir)
     parts = [read_cifar_file(data_dir / name) for name in (*CIFAR_TRAIN, CIFAR_TEST)]
-    pictures, labels = torch.cat([part[0] for part in parts[:5]]), np.concatenate([part[1] for part in parts[:5]])
+    pictures = torch.cat([part[0] for part in parts[:5]])
+    labels = np.concatenate([part[1] for part in parts[:5]])
     names = data_dir / "cifar-10-batches-bin/batches.meta.txt"
     classes = tuple(names.read_text(errors="replace").split()) if names.is_file() else CLASSES
     if len(classes) != 10:
@@ -241,14 +252,16 @@ def read_cifar(data_dir):
 
 
 def read_cifar_file(path):
-    """A file of the binary version: records of 1 label byte and 3072 bytes of red, green, blue, each row by row."""
+    """A file of the binary version: records of 1 label byte and 3072 bytes of red, green, blue, each row by
+    row."""
     raw = np.fromfile(path, dtype=np.uint8)
     if len(raw) == 0 or len(raw) % 3073:
-        raise UserError(f"{path} has {len(raw)} bytes, expected a multiple of 3073 (CIFAR-10, binary version): it is "
-                        "truncated or another file. Delete it to download it again")
+        raise UserError(f"{path} has {len(raw)} bytes, expected a multiple of 3073 (CIFAR-10, binary "
+                        "version): it is truncated or another file. Delete it to download it again")
     records = raw.reshape(-1, 3073)
     if records[:, 0].max() > 9:
-        raise UserError(f"{path} has the label {records[:, 0].max()}, expected 0 to 9: it is not CIFAR-10's binary version")
+        raise UserError(f"{path} has the label {records[:, 0].max()}, expected 0 to 9: it is not CIFAR-10's "
+                        "binary version")
     return resize(torch.from_numpy(records[:, 1:].reshape(-1, 3, 32, 32)), 24), records[:, 0].astype(np.int64)
 
 
@@ -258,8 +271,8 @@ def read_python_cifar(data_dir):
     try:
         train, test = (CIFAR10(data_dir, train=train) for train in (True, False))
     except (RuntimeError, OSError):
-        raise UserError(f"{data_dir / 'cifar-10-batches-py'} has a file that is missing or not CIFAR-10's own (its MD5 is "
-                        "wrong). Delete the folder to download CIFAR-10 again") from None
+        raise UserError(f"a file of {data_dir / 'cifar-10-batches-py'} is missing, or is not CIFAR-10's own "
+                        "(its MD5 is wrong). Delete the folder to download CIFAR-10 again") from None
     (pictures, labels), (test_pictures, test_labels) = (
         (resize(torch.from_numpy(part.data).permute(0, 3, 1, 2), 24), np.array(part.targets, np.int64))
         for part in (train, test))
@@ -267,7 +280,8 @@ def read_python_cifar(data_dir):
 
 
 def read_mnist(folder):
-    """MNIST's training files, IDX format, gzipped or not: uint8 [N,1,16,16] (tensor, resized), int64 [N] (numpy)."""
+    """MNIST's training files, IDX format, gzipped or not: uint8 [N,1,16,16] (tensor, resized), int64 [N]
+    (numpy)."""
     raw = []
     for name, header, per_image in zip(MNIST_FILES, (16, 8), (784, 1)):
         path = folder / name if (folder / name).is_file() else folder / f"{name}.gz"
@@ -276,20 +290,22 @@ def read_mnist(folder):
         except (EOFError, gzip.BadGzipFile, gzip.zlib.error):
             content = b""
         magic, count = int.from_bytes(content[:4], "big"), int.from_bytes(content[4:8], "big")
-        if magic != (2051 if header == 16 else 2049) or count == 0 or len(content) != header + count * per_image:
-            raise UserError(f"{path} is not MNIST's {name}, expected {header} bytes and {per_image} for each image that "
-                            "they count: it is truncated or another file. Delete it to download it again")
+        size = header + count * per_image
+        if magic != (2051 if header == 16 else 2049) or count == 0 or len(content) != size:
+            raise UserError(f"{path} is not MNIST's {name}, expected {header} bytes and {per_image} for each "
+                            "image: it is truncated or another file. Delete it to download it again")
         raw.append(np.frombuffer(content, np.uint8, offset=header))
     images, labels = raw[0].reshape(-1, 1, 28, 28), raw[1].astype(np.int64)
     if len(images) != len(labels) or labels.max() > 9:
-        raise UserError(f"{folder}: {len(images)} images and {len(labels)} labels up to {labels.max()}, expected as many "
-                        "labels as images, 0 to 9")
+        raise UserError(f"{folder} has {len(images)} images and {len(labels)} labels up to {labels.max()}, "
+                        "expected as many labels as images, 0 to 9")
     return resize(torch.from_numpy(images.copy()), 16), labels
 
 
 # ---------------------------------------------------------------- the course's own folder
 def course_folder(data_dir):
-    """The folder that holds the course's train/ and val/: `data_dir`, or one in it where no CIFAR-10 lies; else None."""
+    """The folder that holds the course's train/ and val/: `data_dir`, or one in it where no CIFAR-10 lies;
+    else None."""
     if (data_dir / "train").is_dir() or (data_dir / "val").is_dir():
         return data_dir
     if data_dir.is_dir() and not any(data_dir.glob("cifar-10-batches-*")):
@@ -298,7 +314,8 @@ def course_folder(data_dir):
 
 
 def load_course_folder(folder):
-    """The course's layout, {train,val}/<class>/*.png; classes in the order of their folders' names, digits -1."""
+    """The course's layout, {train,val}/<class>/*.png; classes in the order of their folders' names, digits
+    -1."""
     def visible(path):
         return sorted(p for p in path.iterdir() if not p.name.startswith(".")) if path.is_dir() else []
 
@@ -309,11 +326,12 @@ def load_course_folder(folder):
     for name in ("train", "val"):
         paths = [(path, label) for label, c in enumerate(classes) for path in image_files(folder / name / c)]
         if len({label for _, label in paths}) != 10:
-            found = ", ".join(path.name for path in visible(folder)) or "nothing"
-            raise UserError(f"{folder / name} must hold images in each of the folders {', '.join(classes)}; {folder} has {found}")
+            raise UserError(f"{folder / name} must hold images in each of the folders {', '.join(classes)}; "
+                            f"{folder} has {', '.join(path.name for path in visible(folder))}")
         labels = torch.tensor([label for _, label in paths])
-        order = torch.from_numpy(np.random.RandomState(0).permutation(len(paths)))  # mixed, as Split.first expects
-        splits.append(Split(read_images([path for path, _ in paths])[order], labels[order], torch.full_like(labels, -1)))
+        images = read_images([path for path, _ in paths])
+        order = torch.from_numpy(np.random.RandomState(0).permutation(len(paths)))  # as Split.first expects
+        splits.append(Split(images[order], labels[order], torch.full_like(labels, -1)))
     train, val = splits
     if train.images.shape[1:] != val.images.shape[1:]:
         raise UserError(f"{folder}: train and val images differ in size")
@@ -323,9 +341,11 @@ def load_course_folder(folder):
 
 
 def image_files(folder):
-    """The image files of `folder` by name; hidden files (.DS_Store, ._1.png) and others (Thumbs.db) are passed over."""
+    """The image files of `folder` by name; hidden files (.DS_Store, ._1.png) and others (Thumbs.db) are
+    passed over."""
     from torchvision.datasets.folder import is_image_file
-    return sorted(path for path in Path(folder).glob("*") if is_image_file(path.name) and not path.name.startswith("."))
+    return sorted(path for path in Path(folder).glob("*")
+                  if is_image_file(path.name) and not path.name.startswith("."))
 
 
 def read_images(paths):
@@ -346,12 +366,12 @@ def read_images(paths):
 
 
 # ---------------------------------------------------------------- augmentations
-# Batched twins of torchvision.transforms.v2 that run on the device the data live on and draw for each sample on its
-# own (torchvision draws once a batch). Each takes and returns float [N,C,H,W]; draws come from torch's global stream.
+# Batched twins of torchvision.transforms.v2: they run on the device of the data and draw for each image on
+# its own, where torchvision draws once a batch. Each takes and returns float [N,C,H,W].
 class ShuffleDigits:
-    """Exchanges the digits of composites within the batch: each is chosen with probability `p`, and each chosen one gets
-    the corner of another chosen one. That breaks the shortcut without a look at any digit. Before the flip; uint8 or
-    float [N,3,40,40]."""
+    """Exchanges the digits of composites within the batch: each is chosen with probability `p`, and each
+    chosen one gets the corner of another chosen one. That breaks the shortcut without a look at any digit.
+    Before the flip; uint8 or float [N,3,40,40]."""
 
     def __init__(self, p):
         self.p = p
@@ -370,8 +390,8 @@ class ShuffleDigits:
 
 
 class ShiftPicture:
-    """Moves the picture of each composite, not its digit, by up to `n` pixels up, down, left and right; the pixels at its
-    border are repeated. Before the flip; [N,C,40,40] of any type."""
+    """Moves the picture of each composite, not its digit, by up to `n` pixels up, down, left and right; the
+    pixels at its border are repeated. Before the flip; [N,C,40,40] of any type."""
 
     def __init__(self, n):
         self.n = n
@@ -398,7 +418,8 @@ class RandomHorizontalFlip:
 
 
 class FlipPicture(RandomHorizontalFlip):
-    """Mirrors the picture of each composite where it is, with probability `p`; the digit stays as it is. [N,C,40,40]."""
+    """Mirrors the picture of each composite where it is, with probability `p`; the digit stays as it is.
+    [N,C,40,40]."""
 
     def __call__(self, x):
         x = x.clone()
@@ -407,7 +428,8 @@ class FlipPicture(RandomHorizontalFlip):
 
 
 class RandomRotation:
-    """Turns each image by an angle drawn from [-degrees, degrees] about its centre; nearest pixel, corners 0."""
+    """Turns each image by an angle drawn from [-degrees, degrees] about its centre; nearest pixel, corners
+    0."""
 
     def __init__(self, degrees):
         self.degrees = degrees
@@ -416,7 +438,7 @@ class RandomRotation:
         angle = (torch.rand(len(x), device=x.device) * 2 - 1) * math.radians(self.degrees)
         cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
         h, w = x.shape[2:]
-        # affine_grid works in [-1, 1] on each axis: h/w and w/h keep the turn a turn where the image is no square
+        # affine_grid works in [-1, 1] on each axis: h/w and w/h keep angles where the image is no square
         matrix = torch.stack([torch.stack([cos, -sin * h / w, zero], 1),
                               torch.stack([sin * w / h, cos, zero], 1)], 1)
         grid = F.affine_grid(matrix, x.shape, align_corners=False)
@@ -448,9 +470,9 @@ class GaussianNoise:
 class RandomErasing:
     """Fills one rectangle an image with `value`, with probability `p`, after Normalize (Zhong et al. 2020).
 
-    Its area is uniform in `scale` (a share of the image), its aspect ratio log-uniform in `ratio`, its place uniform.
-    As in torchvision, a rectangle that does not fit is drawn again, up to ten times, then the image is left alone.
-    """
+    Its area is uniform in `scale` (a share of the image), its aspect ratio log-uniform in `ratio`, its place
+    uniform. As in torchvision, a rectangle that does not fit is drawn again, up to ten times, then the image
+    is left alone."""
 
     def __init__(self, p=0.3, scale=(0.02, 0.05), ratio=(0.3, 3.3), value=0.0):
         self.p, self.scale, self.ratio, self.value = p, scale, ratio, value
@@ -483,7 +505,8 @@ def to_float(x):
 
 def augmentation(flip=0.5, rotate=0.0, noise=0.0, erase=0.0, erase_scale=(0.02, 0.05), shuffle_digits=0.0,
                  shift=0, flip_picture=0.0):
-    """The training pipeline, uint8 [N,3,H,W] to normalized float32, as a list of functions in the report's order."""
+    """The training pipeline, uint8 [N,3,H,W] to normalized float32, as a list of functions in the report's
+    order."""
     transforms = [ShuffleDigits(shuffle_digits)] if shuffle_digits else []
     transforms += [ShiftPicture(shift)] if shift else []
     transforms += [FlipPicture(flip_picture)] if flip_picture else []
@@ -497,7 +520,8 @@ def augmentation(flip=0.5, rotate=0.0, noise=0.0, erase=0.0, erase_scale=(0.02, 
 
 
 def apply(transforms, x):
-    """The batch x passed through `transforms`; channels last in memory, the layout that convolutions are fast in."""
+    """The batch x passed through `transforms`; channels last in memory, the layout that convolutions are fast
+    in."""
     for transform in transforms:
         x = transform(x)
     return x.contiguous(memory_format=torch.channels_last)
@@ -505,25 +529,25 @@ def apply(transforms, x):
 
 # ---------------------------------------------------------------- the check and its sheet
 def check(splits):
-    """Print a line a split: its images, how often the digit is the label's, and whether they are the report's own.
-    UserError where they should be and are not."""
+    """Print a line a split: its images, how often the digit is the label's, whether they are the report's."""
     print(f"source {splits.source}")
     for name, split in zip(("train", "val", "test"), splits[:3]):
         if split is None:
             continue
-        line = f"{name} {len(split.labels)} images"
-        if (split.digits >= 0).any():
-            line += f", match share {(split.digits == split.labels).double().mean():.4f}"
-        images, what = split.images, ""
+        images, which = split.images, "SHA-256"
         if name == "test" and splits.source == COMPOSITES:
             with np.load(REPORT_PAIRS) as file:
-                numbers = file["test_cifar"].astype(np.int64)
-            images = images[torch.from_numpy(numbers[numbers < len(images)])]
-            what = f" of the {len(images)} whose digit is known"
-        digest = sha256(images)
-        expected = REPORT_SHA256.get((name, len(images))) if splits.source == COMPOSITES else None
-        verdict = "the report's own, bit for bit" if digest == expected else "not the report's" if expected else ""
-        print(f"{line}; SHA-256{what} {digest}" + (f": {verdict}" if verdict else ""), flush=True)
+                known = torch.from_numpy(file["test_cifar"].astype(np.int64))
+            images = images[known[known < len(images)]]
+            which = f"SHA-256 of the {len(images)} whose digit is known"
+        digest, expected = sha256(images), REPORT_SHA256.get((name, len(images)))
+        verdict = ""
+        if expected and splits.source == COMPOSITES:
+            verdict = ": the report's own, bit for bit" if digest == expected else ": not the report's"
+        share = (split.digits == split.labels).double().mean()
+        print(f"{name} {len(split.labels)} images"
+              + (f", match share {share:.4f}" if (split.digits >= 0).all() else "")
+              + f"; {which} {digest}{verdict}", flush=True)
 
 
 def draw_sheet(splits, path, rows=3):
@@ -553,11 +577,12 @@ def draw_sheet(splits, path, rows=3):
 def add_draws(parser):
     """The flags that decide what is drawn, for train.py too."""
     parser.add_argument("--match-prob", metavar="P", type=number(float, 0, 1),
-                        help="draw the training digits anew: with probability P the label's, else a uniform one "
-                             "(default: the report's digits, which were drawn with 0.6)")
+                        help="draw the training digits anew: with probability P the label's, else a uniform "
+                             "one (default: the report's digits, which were drawn with 0.6)")
     parser.add_argument("--data-seed", metavar="N", type=number(int, 0, 10**9), default=0,
-                        help="seed of all that is drawn: digits with --match-prob, the test digits that are not known, "
-                             "everything where the source is not CIFAR-10 and MNIST (default: %(default)s)")
+                        help="seed of all that is drawn: digits with --match-prob, test digits that are not "
+                             "known, everything where the source is not CIFAR-10 and MNIST "
+                             "(default: %(default)s)")
 
 
 def main():

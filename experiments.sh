@@ -1,127 +1,127 @@
 #!/usr/bin/env bash
-# Every experiment of the report, and some beyond it. A row of the table is a recipe; each of its seeds is a run.
+# Every experiment of the report, and some beyond it. A row of the table is a recipe, each of its seeds a run.
 #
-#   bash experiments.sh                 run everything; after a stop, the same command finishes what is missing
+#   bash experiments.sh                    run everything; after a stop, the same command goes on
 #   bash experiments.sh final bs16/seed0   run these recipes, or runs
-#   bash experiments.sh --list          print each run as the command that it is
-#   bash experiments.sh demo            make synthetic data, train a few epochs, analyze: no download
-#   sbatch --array=0-N experiments.sh   on a SLURM cluster, one run a task (--list prints N)
+#   bash experiments.sh --list             print each run as the command that it is
+#   bash experiments.sh demo               make synthetic data, train a few epochs, analyze: no download
+#   sbatch --array=0-N experiments.sh      on a SLURM cluster, one run a task (--list prints N)
 #
-#   JOBS=2            run two at once, each with half of the cores
-#   DATA_DIR=DIR      folder of the data (default: data)
-#   OUT=DIR           folder of the results (default: results/runs); use one of its own for other data
-#   EPOCHS=1 LIMIT=64 shrink every run to a trial, in results/trial
-#   COMPILE=1         torch.compile the network, for a GPU
-#   PYTHON=           the interpreter (default: python)
+#   JOBS=2              run two at once, each with half of the cores
+#   DATA_DIR=DIR        folder of the data (default: data)
+#   OUT=DIR             folder of the results (default: results/runs); other data need one of their own
+#   EPOCHS=1 LIMIT=64   shrink every run to a trial, in results/trial
+#   COMPILE=1           torch.compile the network, for a GPU
+#   PYTHON=             the interpreter (default: python)
 [ -n "${BASH_VERSION:-}" ] || { echo "error: this needs bash: bash experiments.sh" >&2; exit 2; } #
-grep -q "$(printf '\r')" "$0" && { echo "error: this file has Windows line ends, remove them: sed -i 's/\\r//' experiments.sh" >&2; exit 2; } #
+grep -q "$(printf '\r')" "$0" && { echo "error: Windows line ends: sed -i 's/\\r//' $0" >&2; exit 2; } #
 set -u -o pipefail
+fail() { echo "error: $1" >&2; exit 2; }
 
-# SLURM runs a copy of this file from a folder of its own; then the repository is where the job was started or submitted.
-for repo in "$(dirname "$(readlink -f "$0")")" "$PWD" "${SLURM_SUBMIT_DIR:-.}"; do [ -f "$repo/train.py" ] && break; done
-[ -z "${DATA_DIR:-}" ] || [ "${DATA_DIR:0:1}" = / ] || DATA_DIR=$PWD/$DATA_DIR   # a relative folder is the caller's
+# SLURM runs a copy of this file elsewhere: the repository is then the job's folder, or where it was submitted
+for repo in "$(dirname "$(readlink -f "$0")")" "$PWD" "${SLURM_SUBMIT_DIR:-.}"; do
+    [ -f "$repo/train.py" ] && break
+done
+# a relative folder is the caller's
+[ -z "${DATA_DIR:-}" ] || [ "${DATA_DIR:0:1}" = / ] || DATA_DIR=$PWD/$DATA_DIR
 [ -z "${OUT:-}" ] || [ "${OUT:0:1}" = / ] || OUT=$PWD/$OUT
-cd "$repo" && [ -f train.py ] || { echo "error: train.py is not in $repo: start this from the repository" >&2; exit 1; }
+cd "$repo" && [ -f train.py ] || fail "train.py is not in $repo: start this from the repository"
 PYTHON=${PYTHON:-$(command -v python || command -v python3)}
 export PYTHON ${DATA_DIR:+DATA_DIR}
 JOBS=${JOBS:-1}
 for value in "$JOBS" "${EPOCHS:-1}" "${LIMIT:-1}"; do
-    [[ $value =~ ^[1-9][0-9]*$ ]] || { echo "error: JOBS, EPOCHS and LIMIT are numbers from 1 on, not '$value'" >&2; exit 2; }
+    [[ $value =~ ^[1-9][0-9]*$ ]] || fail "JOBS, EPOCHS and LIMIT are numbers from 1 on, not '$value'"
 done
-trial=""
-if [ -n "${EPOCHS:-}${LIMIT:-}" ]; then
-    OUT=${OUT:-results/trial}
-    trial="${EPOCHS:+ --epochs $EPOCHS --warmup-epochs $((EPOCHS / 6))}${LIMIT:+ --limit $LIMIT}"
-fi
-OUT=${OUT:-results/runs}
+trial="${EPOCHS:+ --epochs $EPOCHS --warmup-epochs $((EPOCHS / 6))}${LIMIT:+ --limit $LIMIT}"
+OUT=${OUT:-results/$([ -n "$trial" ] && echo trial || echo runs)}
 
 # The flags of a row are those in which it differs from the final recipe, which is train.py's defaults.
 plain="--schedule cosine --noise 0 --erase 0 --dropout-last 0"   # sections 1 to 1.2: flip and normalize only
-tuned="--schedule cosine --dropout-last 0"                       # section 1.3: with the best augmentation of 1.2
+tuned="--schedule cosine --dropout-last 0"                       # section 1.3: the best augmentation of 1.2
 wide="--erase-scale 0.02 0.1"
-ours="--bs 32 --lr 1e-2 --lr-min 0 --optimizer muon --weight-decay 0.01 --schedule onecycle --label-smoothing 0.1"
-ours="$ours --shuffle-digits 1 --shift 1 --flip 0 --flip-picture 0.5 --noise 0 --erase 0 --dropout-last 0 --amp"
+ours="--bs 32 --lr 1e-2 --lr-min 0 --optimizer muon --weight-decay 0.01 --schedule onecycle --shuffle-digits 1"
+ours="$ours --shift 1 --flip 0 --flip-picture 0.5 --noise 0 --erase 0 --dropout-last 0 --label-smoothing 0.1"
+ours="$ours --amp"
 ours12="$ours --epochs 12"
 
-table() {  # section, recipe, seeds, flags; in the order of running
+table() {  # recipe, seeds, flags; in the order of running
     cat <<TABLE
-1.6     final                   0,1,2
-1       baseline                0,1,2   $plain --bs 64 --epochs 25
-1.1     bs16                    0,1,2   $plain --epochs 40
-1.2     noise_0.05_erase_0.3    0,1,2   $tuned --epochs 40
-1.3     lr_1e-4                 0,1,2   $tuned --epochs 40 --lr 1e-4
-1.3     wd_1e-2                 0,1,2   $tuned --epochs 40 --weight-decay 1e-2
-1.3     wd_5e-3                 0,1,2   $tuned --epochs 40 --weight-decay 5e-3
-1.3     wd_1e-4                 0,1,2   $tuned --epochs 40 --weight-decay 1e-4
-1.4     warmup_cosine           0,1,2   --dropout-last 0 --epochs 50 --warmup-epochs 10
-1.5     dropout_all_p0.2        0,1,2   --dropout-last 5 --dropout-p 0.2 --epochs 40 --warmup-epochs 10
-beyond  best                    0,1,2   $ours --epochs 60
-beyond  fast                    0,1,2   $ours --epochs 3 --lr 1.5e-2 --weight-decay 0.05 --flip-picture 0 --shift 0
-beyond  shuffle1                0,1,2   --shuffle-digits 1
-beyond  match0                  0,1,2   --match-prob 0
-beyond  match0.9                0,1,2   --match-prob 0.9
-1.1     bs64                    0       $plain --bs 64 --epochs 40
-1.1     bs32                    0       $plain --bs 32 --epochs 40
-1.2     noise_0.01              0       $plain --epochs 40 --noise 0.01
-1.2     noise_0.02              0       $plain --epochs 40 --noise 0.02
-1.2     noise_0.05              0       $plain --epochs 40 --noise 0.05
-1.2     noise_0.1               0       $plain --epochs 40 --noise 0.1
-1.2     erase_0.2               0       $plain --epochs 40 --erase 0.2
-1.2     erase_0.3               0       $plain --epochs 40 --erase 0.3
-1.2     erase_0.4               0       $plain --epochs 40 --erase 0.4
-1.2     erase_0.2_wide          0       $plain --epochs 40 --erase 0.2 $wide
-1.2     erase_0.3_wide          0       $plain --epochs 40 --erase 0.3 $wide
-1.2     erase_0.4_wide          0       $plain --epochs 40 --erase 0.4 $wide
-1.2     rotate_5                0       $plain --epochs 40 --rotate 5
-1.2     rotate_10               0       $plain --epochs 40 --rotate 10
-1.3     lr_min_1e-6             0       $tuned --epochs 40 --lr-min 1e-6
-1.4     constant                0       --dropout-last 0 --epochs 50 --schedule constant
-1.4     step                    0       --dropout-last 0 --epochs 50 --schedule step
-1.4     cosine_50               0       --dropout-last 0 --epochs 50 --schedule cosine
-1.5     dropout_all_p0.1        0       --dropout-last 5
-1.5     dropout_last1_p0.1      0       --dropout-last 1
-1.5     dropout_last2_p0.1      0       --dropout-last 2
-1.5     dropout_last1_p0.2      0       --dropout-last 1 --dropout-p 0.2
-1.5     dropout_last2_p0.2      0       --dropout-last 2 --dropout-p 0.2
-1.5     dropout_last3_p0.2      0       --dropout-last 3 --dropout-p 0.2
-1.5     dropout_all_p0.2_cosine 0       $tuned --epochs 40 --dropout-last 5 --dropout-p 0.2
-1.3     wd_1e-4_plain           0       $plain --epochs 40 --weight-decay 1e-4
-1.1     bs32                    1,2     $plain --bs 32 --epochs 40
-1.2     rotate_5                1,2     $plain --epochs 40 --rotate 5
-1.4     step                    1,2     --dropout-last 0 --epochs 50 --schedule step
-1.4     cosine_50               1,2     --dropout-last 0 --epochs 50 --schedule cosine
-1.5     dropout_last1_p0.1      1,2     --dropout-last 1
-parts   best12                  0,1,2   $ours12
-parts   best12_shuffle0         0,1,2   $ours12 --shuffle-digits 0
-parts   best12_adamw            0,1,2   $ours12 --optimizer adamw --lr 5e-3 --weight-decay 0.05
-parts   best12_shift0           0,1,2   $ours12 --shift 0
-parts   best12_noise_erase      0,1,2   $ours12 --noise 0.05 --erase 0.3
-parts   best12_flip             0,1,2   $ours12 --flip 0.5 --flip-picture 0
-parts   best12_smoothing0       0,1,2   $ours12 --label-smoothing 0
-parts   best12_warmup_cosine    0,1,2   $ours12 --schedule warmup_cosine --warmup-epochs 3
+final                   0,1,2
+baseline                0,1,2   $plain --bs 64 --epochs 25
+bs16                    0,1,2   $plain --epochs 40
+noise_0.05_erase_0.3    0,1,2   $tuned --epochs 40
+lr_1e-4                 0,1,2   $tuned --epochs 40 --lr 1e-4
+wd_1e-2                 0,1,2   $tuned --epochs 40 --weight-decay 1e-2
+wd_5e-3                 0,1,2   $tuned --epochs 40 --weight-decay 5e-3
+wd_1e-4                 0,1,2   $tuned --epochs 40 --weight-decay 1e-4
+warmup_cosine           0,1,2   --dropout-last 0 --epochs 50 --warmup-epochs 10
+dropout_all_p0.2        0,1,2   --dropout-last 5 --dropout-p 0.2 --epochs 40 --warmup-epochs 10
+best                    0,1,2   $ours --epochs 60
+fast                    0,1,2   $ours --epochs 3 --lr 1.5e-2 --weight-decay 0.05 --flip-picture 0 --shift 0
+shuffle1                0,1,2   --shuffle-digits 1
+match0                  0,1,2   --match-prob 0
+match0.9                0,1,2   --match-prob 0.9
+bs64                    0       $plain --bs 64 --epochs 40
+bs32                    0       $plain --bs 32 --epochs 40
+noise_0.01              0       $plain --epochs 40 --noise 0.01
+noise_0.02              0       $plain --epochs 40 --noise 0.02
+noise_0.05              0       $plain --epochs 40 --noise 0.05
+noise_0.1               0       $plain --epochs 40 --noise 0.1
+erase_0.2               0       $plain --epochs 40 --erase 0.2
+erase_0.3               0       $plain --epochs 40 --erase 0.3
+erase_0.4               0       $plain --epochs 40 --erase 0.4
+erase_0.2_wide          0       $plain --epochs 40 --erase 0.2 $wide
+erase_0.3_wide          0       $plain --epochs 40 --erase 0.3 $wide
+erase_0.4_wide          0       $plain --epochs 40 --erase 0.4 $wide
+rotate_5                0       $plain --epochs 40 --rotate 5
+rotate_10               0       $plain --epochs 40 --rotate 10
+lr_min_1e-6             0       $tuned --epochs 40 --lr-min 1e-6
+constant                0       --dropout-last 0 --epochs 50 --schedule constant
+step                    0       --dropout-last 0 --epochs 50 --schedule step
+cosine_50               0       --dropout-last 0 --epochs 50 --schedule cosine
+dropout_all_p0.1        0       --dropout-last 5
+dropout_last1_p0.1      0       --dropout-last 1
+dropout_last2_p0.1      0       --dropout-last 2
+dropout_last1_p0.2      0       --dropout-last 1 --dropout-p 0.2
+dropout_last2_p0.2      0       --dropout-last 2 --dropout-p 0.2
+dropout_last3_p0.2      0       --dropout-last 3 --dropout-p 0.2
+dropout_all_p0.2_cosine 0       $tuned --epochs 40 --dropout-last 5 --dropout-p 0.2
+wd_1e-4_plain           0       $plain --epochs 40 --weight-decay 1e-4
+bs32                    1,2     $plain --bs 32 --epochs 40
+rotate_5                1,2     $plain --epochs 40 --rotate 5
+step                    1,2     --dropout-last 0 --epochs 50 --schedule step
+cosine_50               1,2     --dropout-last 0 --epochs 50 --schedule cosine
+dropout_last1_p0.1      1,2     --dropout-last 1
+best12                  0,1,2   $ours12
+best12_shuffle0         0,1,2   $ours12 --shuffle-digits 0
+best12_adamw            0,1,2   $ours12 --optimizer adamw --lr 5e-3 --weight-decay 0.05
+best12_shift0           0,1,2   $ours12 --shift 0
+best12_noise_erase      0,1,2   $ours12 --noise 0.05 --erase 0.3
+best12_flip             0,1,2   $ours12 --flip 0.5 --flip-picture 0
+best12_smoothing0       0,1,2   $ours12 --label-smoothing 0
+best12_warmup_cosine    0,1,2   $ours12 --schedule warmup_cosine --warmup-epochs 3
 TABLE
 }
 
 runs() {  # RECIPE/seedN, a tab, the command
-    local section recipe seeds flags seed
-    table | while read -r section recipe seeds flags; do
+    local recipe seeds flags seed
+    table | while read -r recipe seeds flags; do
         for seed in ${seeds//,/ }; do
-            printf '%s\tpython train.py %s--seed %s%s --out %q --resume%s\n' "$recipe/seed$seed" "${flags:+$flags }" "$seed" \
-                "$trial" "$OUT/$recipe/seed$seed" "${COMPILE:+ --compile}"
+            printf '%s\tpython train.py %s--seed %s --out %q --resume%s\n' "$recipe/seed$seed" \
+                "${flags:+$flags }" "$seed$trial" "$OUT/$recipe/seed$seed" "${COMPILE:+ --compile}"
         done
     done
 }
 
-demo() {
+if [ "${1:-}" = demo ]; then
     set -e
     "$PYTHON" tests/synthetic.py data/synthetic
     "$PYTHON" data.py --data-dir data/synthetic --sheet results/demo/dataset.png
-    "$PYTHON" train.py --data-dir data/synthetic --out results/demo --epochs 8 --warmup-epochs 1 --resume
+    "$PYTHON" train.py --data-dir data/synthetic --out results/demo --epochs 8 --resume
     "$PYTHON" analyze.py --data-dir data/synthetic --ckpt results/demo/best.pt
     echo "demo done, on synthetic data: look at results/demo/shortcut.png and mistakes.png"
-}
-
-if [ "${1:-}" = demo ]; then demo; exit; fi
+    exit
+fi
 list=$(runs)
 if [ "${1:-}" = --list ]; then
     cut -f 2 <<< "$list"
@@ -132,33 +132,35 @@ fi
 chosen=""
 for name in "$@"; do
     found=$(awk -F '\t' -v name="$name" '$1 == name || index($1, name "/") == 1' <<< "$list")
-    [ -n "$found" ] || { echo "error: there is no recipe or run '$name'; --list prints the runs" >&2; exit 2; }
+    [ -n "$found" ] || fail "there is no recipe or run '$name'; --list prints the runs"
     chosen+=$found$'\n'
 done
 [ $# -gt 0 ] || chosen=$list
 if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then  # the run of this task only
     chosen=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" <<< "$chosen")
-    [ -n "$chosen" ] || { echo "error: there is no run number $SLURM_ARRAY_TASK_ID, see --list" >&2; exit 2; }
+    [ -n "$chosen" ] || fail "there is no run number $SLURM_ARRAY_TASK_ID, see --list"
 fi
 
 todo=""  # the commands that have not finished; train.py itself checks each again, on the data too
 while IFS=$'\t' read -r name command; do
     [ -n "$name" ] || continue
-    if [ -f "$OUT/$name/best.csv" ] && grep -qF "\"command\": \"${command%% --resume*}\"" "$OUT/$name/args.json"; then
+    this="\"command\": \"${command%% --resume*}\""
+    if [ -f "$OUT/$name/best.csv" ] && grep -qF "$this" "$OUT/$name/args.json"; then
         echo "$name is finished"
     else
         todo+="$command"$'\n'
     fi
 done <<< "$chosen"
 [ -n "$todo" ] || exit 0
-[ -n "${SLURM_ARRAY_TASK_ID:-}" ] || "$PYTHON" data.py || exit   # checks the data, and downloads them once, not once a job
+[ -n "${SLURM_ARRAY_TASK_ID:-}" ] || "$PYTHON" data.py || exit   # downloads the data once, not once a job
 if [ "$JOBS" -gt 1 ]; then
     cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > JOBS ? cores / JOBS : 1))}
 fi
-status=0
-printf %s "$todo" | tr '\n' '\0' | xargs -0 -n 1 -P "$JOBS" bash -c 'eval "\"\$PYTHON\" ${0#python }"' || status=$?
-for run in final/seed0 best/seed0; do  # section 2, on the final model and on ours
-    if [[ $todo == *"$run "* && -f $OUT/$run/best.csv ]]; then "$PYTHON" analyze.py --ckpt "$OUT/$run/best.pt" || status=$?; fi
+run='eval "\"\$PYTHON\" ${0#python }"' status=0
+printf %s "$todo" | tr '\n' '\0' | xargs -0 -n 1 -P "$JOBS" bash -c "$run" || status=$?
+for name in final/seed0 best/seed0; do  # section 2, on the final model and on ours
+    [[ $todo == *"$name "* && -f $OUT/$name/best.csv ]] || continue
+    "$PYTHON" analyze.py --ckpt "$OUT/$name/best.pt" || status=$?
 done
 exit $status

@@ -1,6 +1,6 @@
 """The CNN of the course handout: five convolutions, four batch norms, one linear layer; 95,882 parameters.
 
-    conv1-bn1-ReLU, conv2-bn2-ReLU-pool, conv3-bn3-ReLU-pool, conv4-bn4-ReLU-pool, conv5, average over the map, fc
+    conv1-bn1-ReLU, conv2-bn2-ReLU-pool, conv3-bn3-ReLU-pool, conv4-bn4-ReLU-pool, conv5, average, fc
 
     python model.py        print the layers and the number of parameters
 """
@@ -13,9 +13,8 @@ from utils import Dropout
 class CNN(nn.Module):
     """Images, float [N,3,H,W] with H and W of at least 8, to logits, float [N,10].
 
-    The last `dropout_last` of the five blocks end in dropout with probability `dropout_p` (report, section 1.5).
-    Weights start Kaiming normal (fan-in, ReLU), biases 0.
-    """
+    The last `dropout_last` of the five blocks end in dropout with probability `dropout_p` (report, section
+    1.5). Weights start Kaiming normal (fan-in, ReLU), biases 0."""
 
     def __init__(self, dropout_last=0, dropout_p=0.1):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The learning rate as a function of the epoch (report, section 1.4), and the optimizers (section 1.3 and beyond).
+"""The learning rate as a function of the epoch (report, section 1.4), and the optimizers (section 1.3).
 
     python schedules.py        print the learning rate of each schedule at each of 60 epochs
 """
@@ -14,12 +14,11 @@ EVERY_BATCH = ("onecycle",)  # their rate changes with every batch, that of the 
 def learning_rate(schedule, epoch, epochs, lr, lr_min=1e-5, warmup_epochs=10):
     """The learning rate when `epoch` of `epochs` have passed (from 0 on; a fraction within an epoch).
 
-    `lr` is the highest rate, `lr_min` the lowest of cosine, warmup_cosine and onecycle. Each formula is that of a
-    class in torch.optim.lr_scheduler. ValueError for a schedule that is not known.
-    """
+    `lr` is the highest rate, `lr_min` the lowest of cosine, warmup_cosine and onecycle. Each formula is that
+    of a class in torch.optim.lr_scheduler. ValueError for a schedule that is not known."""
     if schedule == "constant":  # ConstantLR
         return lr
-    if schedule == "step":  # StepLR; the report gives neither its step nor its factor, 20 epochs and 0.1 are ours
+    if schedule == "step":  # StepLR; the report gives neither step nor factor: 20 epochs and 0.1 are ours
         return lr * 0.1 ** (epoch // 20)
     if schedule == "cosine":  # CosineAnnealingLR
         return cosine(epoch / epochs, lr, lr_min)
@@ -27,7 +26,7 @@ def learning_rate(schedule, epoch, epochs, lr, lr_min=1e-5, warmup_epochs=10):
         if epoch < warmup_epochs:
             return line(epoch / warmup_epochs, 0.1 * lr, lr)
         return cosine((epoch - warmup_epochs) / (epochs - warmup_epochs), lr, lr_min)
-    if schedule == "onecycle":  # OneCycleLR: up from a tenth of lr in a quarter of the epochs, then down, both linear
+    if schedule == "onecycle":  # OneCycleLR, linear: a quarter of the epochs up from a tenth of lr, then down
         top = epochs / 4
         if epoch < top:
             return line(epoch / top, 0.1 * lr, lr)
@@ -47,12 +46,12 @@ def cosine(t, start, end):
 
 # ---------------------------------------------------------------- optimizers
 class Muon(torch.optim.AdamW):
-    """AdamW, but for the kernels of convolutions: their momentum (0.95, Nesterov) is made orthogonal as a matrix
-    [out, in*h*w], then scaled to the size of AdamW's steps, so that lr and weight_decay mean the same.
+    """AdamW, but for the kernels of convolutions: their momentum (0.95, Nesterov) is made orthogonal as a
+    matrix [out, in*h*w], then scaled to the size of AdamW's steps, so that lr and weight_decay mean the same.
 
-    K. Jordan, *Muon: an optimizer for hidden layers in neural networks*, 2024; J. Liu et al., *Muon is scalable for
-    LLM training*, 2025. torch.optim.Muon takes matrices only and computes in bfloat16, which is slow on most CPUs.
-    """
+    K. Jordan, *Muon: an optimizer for hidden layers in neural networks*, 2024; J. Liu et al., *Muon is
+    scalable for LLM training*, 2025. torch.optim.Muon takes matrices only and computes in bfloat16, which is
+    slow on most CPUs."""
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -63,8 +62,8 @@ class Muon(torch.optim.AdamW):
         for p, grad, group in kernels:
             if grad is None:
                 continue
-            if not self.state[p]:
-                self.state[p] = {"step": torch.zeros(()), "momentum": torch.zeros_like(p)}  # AdamW loads no state without "step"
+            if not self.state[p]:  # the step is not used, but AdamW loads no state without it
+                self.state[p] = {"step": torch.zeros(()), "momentum": torch.zeros_like(p)}
             momentum = self.state[p]["momentum"].lerp_(grad, 0.05)
             update = orthogonal(grad.lerp(momentum, 0.95).flatten(1))
             update *= 0.2 * max(update.shape) ** 0.5
@@ -73,7 +72,7 @@ class Muon(torch.optim.AdamW):
 
 
 def orthogonal(matrix):
-    """The matrix [n,m] with its singular values brought near 1 (0.7 to 1.2), by five Newton-Schulz iterations."""
+    """The matrix [n,m], its singular values brought near 1 (0.7 to 1.2) by five Newton-Schulz iterations."""
     x = matrix / matrix.norm().clamp(min=1e-7)
     x = x if len(x) <= len(x.T) else x.T
     for _ in range(5):
@@ -86,8 +85,8 @@ OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "muon": Muon
 
 
 def make_optimizer(name, model, lr, weight_decay=0.0):
-    """One of OPTIMIZERS for the model's parameters, with torch's fused step where it has one. On a GPU its learning
-    rate is a tensor, since a recorded step (utils.Recorded) reads the rate from memory."""
+    """One of OPTIMIZERS for the model's parameters, with torch's fused step where it has one. On a GPU its
+    learning rate is a tensor, since a recorded step (utils.Recorded) reads the rate from memory."""
     device = next(model.parameters()).device
     on_gpu = device.type == "cuda"
     fast = {"fused": True, "capturable": on_gpu}

@@ -4,8 +4,8 @@
     python train.py --epochs 2 --limit 5000 --out results/trial     a quick look
     python train.py ... --resume                                    go on after a stop, to the same bits
 
-Writes to --out: args.json, log.csv (a row an epoch), steps.csv (the training loss), best.pt (the epoch with the best
-val_acc), last.pt (what --resume needs); at the end best.csv (best.pt's accuracies) and curves.png.
+Writes to --out: args.json, log.csv (a row an epoch), steps.csv (the training loss), best.pt (the epoch with
+the best val_acc), last.pt (what --resume needs); at the end best.csv (best.pt's accuracies) and curves.png.
 """
 import argparse
 import json
@@ -21,11 +21,12 @@ import torch.nn.functional as F
 from data import add_draws, apply, augmentation, load_splits
 from model import CNN
 from schedules import EVERY_BATCH, OPTIMIZERS, SCHEDULES, learning_rate, make_optimizer, set_learning_rate
-from utils import (Recorded, UserError, add_data_dir, device_name, keep_freed_memory, load_checkpoint, load_weights, number,
-                   pick_device, pyplot, read_run, refuse, run, save_checkpoint, save_figure, sole_owner, write_csv, write_text)
+from utils import (Recorded, UserError, add_data_dir, device_name, keep_freed_memory, load_checkpoint,
+                   load_weights, number, pick_device, pyplot, read_run, refuse, run, save_checkpoint,
+                   save_figure, sole_owner, write_csv, write_text)
 
 EVAL_BATCH = 100     # images a forward pass in evaluation
-AHEAD = 1024         # images augmented at once, in whole batches: few, larger operations; digits are exchanged among them
+AHEAD = 1024         # images augmented at once, in whole batches; digits are exchanged among them
 TRAIN_EVAL = 5000    # training images that train_acc is measured on
 WINDOW = 50          # steps averaged into one row of steps.csv, about: an epoch is cut into equal parts
 
@@ -51,7 +52,7 @@ def train(args):
         load_weights(model, state, out / "last.pt")
         optimizer.load_state_dict(state["optimizer"])
         log, steps, best = state["log"], state["steps"], state["best_val_acc"]
-    write_args(out, args, settings, splits, len(train_set.labels), device, resumed=bool(state))
+    write_args(out, args, settings, splits, device, resumed=bool(state))
 
     recorded, progress = Recorded(), Progress(out, args.epochs, len(train_set.labels), len(log))
     for epoch in range(len(log) + 1, args.epochs + 1):
@@ -60,30 +61,24 @@ def train(args):
         start = time.perf_counter()
         losses = train_epoch(net, optimizer, train_set, augment, args, epoch, recorded, progress).cpu()
         train_seconds = time.perf_counter() - start
-        done = len(losses) * (epoch - 1)
-        if not losses.isfinite().all():
-            raise UserError(f"the loss is not finite from step {done + int(losses.isfinite().int().argmin()) + 1} (epoch "
-                            f"{epoch}) on; the files of the epochs before are kept. Try a lower --lr than {args.lr:g}")
+        steps += step_rows(losses, epoch)
         train_metrics = evaluate(model, train_set.first(TRAIN_EVAL), augment, args.amp)
         val_metrics = evaluate(model, val_set, no_augment, args.amp)
-        for part in losses.tensor_split(max(1, round(len(losses) / WINDOW))):
-            done += len(part)
-            steps.append({"step": done, "epoch": epoch, "train_loss": part.mean().item()})
         log.append({
-            "epoch": epoch, "step": done, "lr": float(rate(args, epoch - 1)),
+            "epoch": epoch, "step": steps[-1]["step"], "lr": float(rate(args, epoch - 1)),
             "train_loss": losses.mean().item(), "train_acc": train_metrics["acc"],
             "val_loss": val_metrics["loss"], "val_acc": val_metrics["acc"],
             "val_acc_agree": val_metrics["acc_agree"], "val_acc_conflict": val_metrics["acc_conflict"],
             "val_follows_digit": val_metrics["follows_digit"],
             "seconds": time.perf_counter() - start, "images_per_s": len(train_set.labels) / train_seconds})
 
-        about = {"model": model.state_dict(), "args": settings, "epoch": epoch, "classes": list(splits.classes),
-                 "val_acc": val_metrics["acc"], "train_acc": train_metrics["acc"]}
+        checkpoint = {"model": model.state_dict(), "args": settings, "epoch": epoch,
+                      "classes": list(splits.classes), "val_acc": val_metrics["acc"]}
         if val_metrics["acc"] > best:
             best = val_metrics["acc"]
-            save_checkpoint(out / "best.pt", about)
-        save_checkpoint(out / "last.pt", {**about, "optimizer": optimizer.state_dict(), "log": log, "steps": steps,
-                                          "best_val_acc": best})
+            save_checkpoint(out / "best.pt", checkpoint)
+        save_checkpoint(out / "last.pt", {**checkpoint, "optimizer": optimizer.state_dict(), "log": log,
+                                          "steps": steps, "best_val_acc": best})
         write_csv(out / "steps.csv", steps)
         write_csv(out / "log.csv", log)
         progress.epoch_line(log[-1])
@@ -91,7 +86,7 @@ def train(args):
 
 
 def train_epoch(model, optimizer, split, augment, args, epoch, recorded, progress=None):
-    """One pass over `split` in random order. Returns the loss of each batch, float [ceil(N/bs)], on the device."""
+    """One pass over `split` in random order. Returns the loss of each batch, float [ceil(N/bs)]."""
     def step(images, labels):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=args.amp):
             logits = model(images)
@@ -117,17 +112,30 @@ def train_epoch(model, optimizer, split, augment, args, epoch, recorded, progres
     return losses
 
 
+def step_rows(losses, epoch):
+    """An epoch's rows of steps.csv: means of about WINDOW losses. UserError where one is not finite."""
+    done, rows = len(losses) * (epoch - 1), []
+    if not losses.isfinite().all():
+        first = done + int(losses.isfinite().int().argmin()) + 1
+        raise UserError(f"the loss is not finite from step {first} (epoch {epoch}) on: try a lower --lr. The "
+                        "files of the epochs before are kept")
+    for part in losses.tensor_split(max(1, round(len(losses) / WINDOW))):
+        done += len(part)
+        rows.append({"step": done, "epoch": epoch, "train_loss": part.mean().item()})
+    return rows
+
+
 def rate(args, passed):
     """The learning rate when so many epochs have passed."""
     return learning_rate(args.schedule, passed, args.epochs, args.lr, args.lr_min, args.warmup_epochs)
 
 
 def augmentation_of(args, split):
-    """The training pipeline that the flags ask for; exits with 2 where it needs composites and `split` has others."""
+    """The training pipeline of the flags; exits with 2 where it needs composites and `split` has others."""
     if (args.shuffle_digits or args.shift or args.flip_picture) and split.images.shape[2:] != (40, 40):
         refuse("--shuffle-digits, --shift and --flip-picture need 40x40 composites")
-    return augmentation(args.flip, args.rotate, args.noise, args.erase, args.erase_scale, args.shuffle_digits, args.shift,
-                        args.flip_picture)
+    return augmentation(args.flip, args.rotate, args.noise, args.erase, args.erase_scale, args.shuffle_digits,
+                        args.shift, args.flip_picture)
 
 
 # ---------------------------------------------------------------- evaluation
@@ -143,14 +151,15 @@ def predict(model, images, transforms, amp=False):
 
 
 def evaluate(model, split, transforms, amp=False):
-    """Loss and accuracies of `model` in evaluation mode on `split`, each image passed through `transforms`."""
+    """Loss and accuracies of `model` in evaluation mode on `split`, each image passed through
+    `transforms`."""
     return score(predict(model, split.images, transforms, amp), split)
 
 
 def score(logits, split):
-    """A dict, accuracies in percent: loss, acc; and, NaN where no digits are known: acc_agree and acc_conflict, the
-    accuracies where digit and label agree or conflict, and follows_digit, the share of conflicting images that are
-    predicted as the digit's class."""
+    """A dict, accuracies in percent: loss, acc; and, NaN where no digits are known: acc_agree and
+    acc_conflict, the accuracies where digit and label agree or conflict, and follows_digit, the share of
+    conflicting images that are predicted as the digit's class."""
     predictions = logits.argmax(1)
     correct, digits = predictions == split.labels, split.digits
     agree, conflict = digits == split.labels, (digits != split.labels) & (digits >= 0)
@@ -172,25 +181,25 @@ def what_decides(args):
 
 
 def claim(out, settings, resume, device):
-    """Look at what `out` holds. Returns last.pt to go on from, or None for a fresh start; exits where the run is
-    finished (0), or where another run's results would be lost (2)."""
+    """Look at what `out` holds. Returns last.pt to go on from, or None for a fresh start; exits where the run
+    is finished (0), or where another run's results would be lost (2)."""
     if not ((out / "log.csv").exists() or (out / "last.pt").exists()):
         return None
     there, log = read_run(out)
     check_same(out, there, settings)
+    again = f"to start again, delete {out}"
     if (out / "best.csv").exists() and len(log) == settings["epochs"]:
         best = max(log, key=lambda row: row["val_acc"])
-        print(f"{out} is finished: {len(log)} epochs, best val_acc {best['val_acc']:.2f} in epoch {best['epoch']:.0f}. To "
-              "train it again, delete the folder; to train beside it, choose another --out")
+        print(f"{out} is finished: {len(log)} epochs, best val_acc {best['val_acc']:.2f} in epoch "
+              f"{best['epoch']:.0f}; {again}, or choose another --out")
         sys.exit(0)
     if not resume:
-        refuse(f"{out} holds {len(log)} of {settings['epochs']} epochs of this run: --resume goes on; to start again, delete "
-               "the folder")
+        refuse(f"{out} holds {len(log)} epochs of {settings['epochs']}: --resume goes on; {again}")
     if not (out / "last.pt").exists():
-        raise UserError(f"{out / 'last.pt'} is missing, so this run cannot go on; to start again, delete the folder")
+        raise UserError(f"{out / 'last.pt'} is missing, so this run cannot go on; {again}")
     state = load_checkpoint(out / "last.pt", device)
     if lacks := {"args", "optimizer", "log", "steps", "best_val_acc"} - state.keys():
-        raise UserError(f"{out / 'last.pt'} is not train.py's: it has no {', '.join(sorted(lacks))}. Delete {out} to start again")
+        raise UserError(f"{out / 'last.pt'} is not train.py's: it has no {', '.join(sorted(lacks))}; {again}")
     check_same(out / "last.pt", state["args"], settings)
     return state
 
@@ -198,44 +207,45 @@ def claim(out, settings, resume, device):
 def check_same(what, there, settings):
     """Exit with 2 where the settings of a run, `there`, are not those asked for."""
     there = {**what_decides(parse_args([])), **there}  # a flag that is newer than the run had its default
-    others = [f"{key} {there.get(key)} there, {value} here" for key, value in settings.items() if there.get(key) != value]
+    others = [f"{key} {there.get(key)} there, {value} here"
+              for key, value in settings.items() if there.get(key) != value]
     if others:
         refuse(f"{what} is of another run ({'; '.join(others)}): choose another --out, or delete it")
 
 
-def write_args(out, args, settings, splits, train_images, device, resumed):
-    """args.json, and a line on the screen: what trains, on which images, where."""
+def write_args(out, args, settings, splits, device, resumed):
+    """Write args.json, and say what trains: the settings, the images, the machine."""
     hardware = device_name(device) + (", compiled" if args.compile else "")
     if resumed:
-        begun = json.loads((out / "args.json").read_text(encoding="utf-8")).get("hardware", hardware)
+        begun = read_run(out)[0].get("hardware", hardware)
         if not begun.endswith(hardware):
-            print(f"note: this run began on {begun}; on {hardware} it does not go on to the same bits", file=sys.stderr)
-            hardware = f"{begun}, then {hardware}"
-        else:
-            hardware = begun
-    write_text(out / "args.json", json.dumps({
-        **settings, "command": args.command, "data": splits.source, "train_images": train_images,
-        "val_images": len(splits.val.labels), "torch": torch.__version__, "hardware": hardware}, indent=1) + "\n")
-    print(f"{out}: {train_images} training and {len(splits.val.labels)} validation images ({splits.source}), {hardware}, "
-          f"torch {torch.__version__}", flush=True)
+            print(f"note: this run began on {begun}: it does not go on to the same bits", file=sys.stderr)
+        hardware = begun if begun.endswith(hardware) else f"{begun}, then {hardware}"
+    facts = {"command": args.command, "data": splits.source,
+             "train_images": min(len(splits.train.labels), args.limit or math.inf),
+             "val_images": len(splits.val.labels), "torch": torch.__version__, "hardware": hardware}
+    write_text(out / "args.json", json.dumps({**settings, **facts}, indent=1) + "\n")
+    print(f"{out}: {facts['train_images']} training and {facts['val_images']} validation images "
+          f"({splits.source}), {hardware}, torch {torch.__version__}", flush=True)
     if args.amp and device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
-        print("note: this CPU has no bfloat16 instructions, so --amp is many times slower than without", file=sys.stderr)
+        print("note: this CPU has no bfloat16 instructions: --amp is many times slower", file=sys.stderr)
 
 
 def finish(out, args, splits, log, steps, device):
-    """Measure best.pt on the test images, write best.csv, which marks the run as finished, and draw the curves."""
+    """Measure best.pt on the test images, write best.csv (it marks a finished run) and draw the curves."""
     checkpoint = load_checkpoint(out / "best.pt", device)
     model = CNN().to(device, memory_format=torch.channels_last)
     load_weights(model, checkpoint, out / "best.pt")
-    test_acc, test_images = math.nan, 0
+    best = {"epoch": checkpoint["epoch"], "val_acc": checkpoint["val_acc"], "test_acc": math.nan,
+            "test_images": 0}
     if splits.test:
-        test_images = len(splits.test.labels)
-        test_acc = evaluate(model, splits.test.to(device), augmentation(flip=0), args.amp)["acc"]
-    write_csv(out / "best.csv", [{"epoch": checkpoint["epoch"], "val_acc": checkpoint["val_acc"], "test_acc": test_acc,
-                                  "test_images": test_images}])
-    print(f"{out}: best epoch {checkpoint['epoch']}, val_acc {checkpoint['val_acc']:.2f} ({len(splits.val.labels)} images)"
-          + (f", test_acc {test_acc:.2f} ({test_images} images)" if splits.test else ""))
-    draw_curves(log, steps, f"{out.name}, {splits.source}: best val_acc {checkpoint['val_acc']:.2f} %", out / "curves.png")
+        best["test_images"] = len(splits.test.labels)
+        best["test_acc"] = evaluate(model, splits.test.to(device), augmentation(flip=0), args.amp)["acc"]
+    write_csv(out / "best.csv", [best])
+    print(f"{out}: best epoch {best['epoch']}, val_acc {best['val_acc']:.2f}, "
+          f"test_acc {best['test_acc']:.2f} ({best['test_images']} images)")
+    title = f"{out.parent.name}/{out.name}, {splits.source}: best val_acc {best['val_acc']:.2f} %"
+    draw_curves(log, steps, title, out / "curves.png")
 
 
 def draw_curves(log, steps, title, path):
@@ -244,11 +254,12 @@ def draw_curves(log, steps, title, path):
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(8, 7.5), sharex=True, layout="constrained")
     figure.suptitle(title)
     ends = [row["step"] for row in log]
-    top.semilogy([row["step"] for row in steps], [row["train_loss"] for row in steps], color="C0", alpha=0.6, lw=0.8,
-                 label=f"training (mean of {WINDOW} steps)")
+    top.semilogy([row["step"] for row in steps], [row["train_loss"] for row in steps], color="C0", alpha=0.6,
+                 lw=0.8, label=f"training (mean of {WINDOW} steps)")
     top.semilogy(ends, [row["val_loss"] for row in log], color="C1", marker=".", label="validation")
     top.set_ylabel("cross-entropy loss")
-    bottom.plot(ends, [row["train_acc"] for row in log], color="C0", marker=".", label="training (augmented images)")
+    bottom.plot(ends, [row["train_acc"] for row in log], color="C0", marker=".",
+                label="training (augmented images)")
     bottom.plot(ends, [row["val_acc"] for row in log], color="C1", marker=".", label="validation")
     bottom.set(xlabel="step", ylabel="accuracy (%)")
     for axis in (top, bottom):
@@ -281,15 +292,17 @@ class Progress:
     def epoch_line(self, row):
         if self.live:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
-        print(f"{self.out}: epoch {row['epoch']}/{self.epochs}  lr {row['lr']:.2e}  train_loss {row['train_loss']:.4f}  "
-              f"train_acc {row['train_acc']:.2f}  val_loss {row['val_loss']:.4f}  val_acc {row['val_acc']:.2f}  "
+        print(f"{self.out}: epoch {row['epoch']}/{self.epochs}  lr {row['lr']:.2e}  "
+              f"train_loss {row['train_loss']:.4f}  train_acc {row['train_acc']:.2f}  "
+              f"val_loss {row['val_loss']:.4f}  val_acc {row['val_acc']:.2f}  "
               f"{row['seconds']:.1f} s  {row['images_per_s']:.0f} images/s", flush=True)
 
 
 # ---------------------------------------------------------------- command line
 def parse_args(argv=None):
     argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     group = parser
 
     def flag(*names, help, **options):
@@ -304,31 +317,37 @@ def parse_args(argv=None):
     flag("--epochs", type=positive, default=60, help="passes over the training images")
     flag("--lr", "--learning-rate", type=number(float, 0, open_low=True), default=1e-3,
          help="learning rate, at its highest")
-    flag("--lr-min", type=amount, default=1e-5, help="learning rate at the end of cosine, warmup_cosine and onecycle")
-    flag("--weight-decay", type=amount, default=1e-3, help="weight decay: L2 in the gradient with adam, else decoupled")
+    flag("--lr-min", type=amount, default=1e-5,
+         help="learning rate at the end of cosine, warmup_cosine and onecycle")
+    flag("--weight-decay", type=amount, default=1e-3,
+         help="weight decay: L2 in the gradient with adam, else decoupled")
     flag("--schedule", choices=SCHEDULES, metavar="NAME", default="warmup_cosine",
          help=f"learning-rate schedule: {', '.join(SCHEDULES)}")
     flag("--warmup-epochs", type=number(int, 0),
          help="epochs of linear warm-up in warmup_cosine (default: a sixth of --epochs)")
     flag("--flip", type=share, default=0.5, help="probability of a horizontal flip, digit included")
     flag("--rotate", type=number(float, 0, 180), default=0.0, help="rotation by up to this many degrees")
-    flag("--noise", type=amount, default=0.05, help="standard deviation of GaussianNoise, in units of normalized images")
+    flag("--noise", type=amount, default=0.05,
+         help="standard deviation of GaussianNoise, in units of normalized images")
     flag("--erase", type=share, default=0.3, help="probability of RandomErasing")
     flag("--erase-scale", type=share, nargs=2, metavar=("LOW", "HIGH"), default=[0.02, 0.05],
          help="lowest and highest share of the image that is erased")
-    flag("--dropout-last", type=number(int, 0, 5), default=3, help="dropout after the last N convolutional blocks, 0 to 5")
+    flag("--dropout-last", type=number(int, 0, 5), default=3,
+         help="dropout after the last N convolutional blocks, 0 to 5")
     flag("--dropout-p", type=share, default=0.1, help="probability of dropout")
 
     group = parser.add_argument_group("beyond the report")
     flag("--optimizer", choices=OPTIMIZERS, metavar="NAME", default="adam",
          help="adam, adamw, or muon (adamw, with the steps of the convolutions made orthogonal)")
     flag("--shuffle-digits", type=share, default=0.0,
-         help="probability that an image's digit is exchanged for another image's, among the 1024 that are augmented at "
-              "once; breaks the shortcut")
-    flag("--shift", type=number(int, 0, 12), default=0, help="the picture, not the digit, moves by up to N pixels each way")
+         help="probability that an image's digit is exchanged for another image's, among the 1024 that are "
+              "augmented at once; breaks the shortcut")
+    flag("--shift", type=number(int, 0, 12), default=0,
+         help="the picture, not the digit, moves by up to N pixels each way")
     flag("--flip-picture", type=share, default=0.0,
          help="probability that the picture, not the digit, is mirrored where it is; use it with --flip 0")
-    flag("--label-smoothing", type=share, default=0.0, help="share of the target that is spread over all classes")
+    flag("--label-smoothing", type=share, default=0.0,
+         help="share of the target that is spread over all classes")
 
     group = parser.add_argument_group("data")
     add_data_dir(group)
@@ -336,11 +355,13 @@ def parse_args(argv=None):
     flag("--limit", type=positive, help="train on the first N training images only (default: all)")
 
     group = parser.add_argument_group("files and machine")
-    flag("--seed", type=number(int, 0, 10**9), default=0, help="seed of weights, order, augmentation and dropout")
+    flag("--seed", type=number(int, 0, 10**9), default=0,
+         help="seed of weights, order, augmentation and dropout")
     flag("--out", metavar="DIR", default="results/run", help="folder of the results")
     flag("--resume", action="store_true", help="go on from last.pt in --out (start, where there is none)")
     flag("--device", default="auto", help="auto (cuda, mps or cpu), or a torch device")
-    flag("--amp", action="store_true", help="bfloat16 autocast (slower than without on a CPU that lacks its instructions)")
+    flag("--amp", action="store_true",
+         help="bfloat16 autocast (slower than without on a CPU that lacks its instructions)")
     flag("--compile", action="store_true",
          help="torch.compile the network: faster on a GPU after half a minute, but not the same bits twice")
     args = parser.parse_args(argv)
@@ -350,7 +371,8 @@ def parse_args(argv=None):
         parser.error(f"--warmup-epochs {args.warmup_epochs} must be fewer than --epochs {args.epochs}")
     if args.erase_scale[0] > args.erase_scale[1]:
         parser.error("--erase-scale takes the lower share first")
-    args.command = shlex.join(["python", "train.py", *(word for word in argv if word not in ("--resume", "--compile"))])
+    typed = [word for word in argv if word not in ("--resume", "--compile")]
+    args.command = shlex.join(["python", "train.py", *typed])
     return args
 
 
@@ -360,7 +382,8 @@ def main():
         with sole_owner(Path(args.out)):
             train(args)
     except KeyboardInterrupt:
-        print(f"\ninterrupted; finished epochs are saved. Go on with: {args.command} --resume", file=sys.stderr)
+        print(f"\ninterrupted; finished epochs are saved. Go on with: {args.command} --resume",
+              file=sys.stderr)
         sys.exit(130)
 
 

@@ -1,4 +1,5 @@
-"""What the scripts share: one-line errors, argument types, the device, files, checkpoints, and two pieces for speed."""
+"""What the scripts share: one-line errors, argument types, the device, files, checkpoints, and two pieces for
+speed."""
 import argparse
 import contextlib
 import csv
@@ -17,8 +18,8 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-# Weight decay drives the weights of a dead filter below 1e-38, where a CPU is many times slower: count those as 0.
-# It is set here since threads take it over from the one that starts them.
+# Weight decay drives the weights of a dead filter below 1e-38, where a CPU is many times slower: count those
+# as 0. It is set here since threads take it over from the one that starts them.
 torch.set_flush_denormal(True)
 
 for stream in ("stdin", "stdout", "stderr"):
@@ -32,7 +33,8 @@ class UserError(Exception):
 
 
 def run(main):
-    """Call `main()`; turn what a user can cause (bad data, a full disk, Ctrl-C) into one line and an exit status."""
+    """Call `main()`; turn what a user can cause (bad data, a full disk, Ctrl-C) into one line and an exit
+    status."""
     try:
         main()
     except UserError as error:
@@ -45,7 +47,8 @@ def run(main):
 
 
 def refuse(message):
-    """What was asked for cannot be done: print one line and exit with status 2, as argparse does for a bad flag."""
+    """What was asked for cannot be done: print one line and exit with status 2, as argparse does for a bad
+    flag."""
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
 
@@ -65,12 +68,15 @@ def number(kind, low, high=math.inf, open_low=False):
 
 def add_data_dir(parser):
     """The flag --data-dir, which every script has."""
-    parser.add_argument("--data-dir", metavar="DIR", type=os.path.expanduser, default=os.environ.get("DATA_DIR", "data"),
-                        help="folder of the data, see data.py; $DATA_DIR sets the default (default: %(default)s)")
+    parser.add_argument("--data-dir", metavar="DIR", type=os.path.expanduser,
+                        default=os.environ.get("DATA_DIR", "data"),
+                        help="folder of the data, see data.py; $DATA_DIR sets the default "
+                             "(default: %(default)s)")
 
 
 def pick_device(name):
-    """The torch.device for `--device`; "auto" takes cuda, then mps, then cpu. Exits with 2 where there is none."""
+    """The torch.device for `--device`; "auto" takes cuda, then mps, then cpu. Exits with 2 where there is
+    none."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -79,7 +85,7 @@ def pick_device(name):
         refuse(f"there is no device '{name}' here; --device cpu always works")
     device = torch.device(name)
     if device.type == "cuda":
-        torch.cuda.set_stream(torch.cuda.Stream(device))  # a CUDA graph can't be recorded on the default stream
+        torch.cuda.set_stream(torch.cuda.Stream(device))  # the default stream can't record a CUDA graph
     return device
 
 
@@ -120,8 +126,9 @@ def atomic(path):
 
 @contextlib.contextmanager
 def sole_owner(folder):
-    """Hold `folder` (a Path, made if it is missing) for this process; exits with 2 while another process holds it.
-    The system lets go of it when the process ends, however it ends. Then remove what a kill left half written."""
+    """Hold `folder` (a Path, made if it is missing) for this process; exits with 2 while another process
+    holds it. The system lets go of it when the process ends, however it ends. Then remove what a kill left
+    half written."""
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY) if fcntl else None
     try:
@@ -169,8 +176,8 @@ def read_csv(path):
 
 
 def read_run(folder):
-    """What train.py wrote into `folder`, a Path: args.json as a dict, and log.csv as a list of one dict an epoch.
-    UserError where either is damaged, or args.json is missing."""
+    """What train.py wrote into `folder`, a Path: args.json as a dict, and log.csv as a list of one dict an
+    epoch. UserError where either is damaged, or args.json is missing."""
     try:
         args = json.loads((folder / "args.json").read_text(encoding="utf-8"))
         log = read_csv(folder / "log.csv") if (folder / "log.csv").exists() else []
@@ -179,8 +186,8 @@ def read_run(folder):
     except (FileNotFoundError, ValueError, TypeError, AttributeError):
         good = False
     if not good:
-        raise UserError(f"args.json or log.csv in {folder} is missing or damaged: restore it, or delete {folder} and "
-                        "train the run again")
+        raise UserError(f"args.json or log.csv in {folder} is missing or damaged: restore it, or delete "
+                        f"{folder} and train the run again")
     return args, log
 
 
@@ -207,15 +214,17 @@ def save_checkpoint(path, checkpoint):
         with atomic(path) as temporary:
             torch.save(checkpoint, temporary)
     except RuntimeError as error:  # what torch raises for a failed write
-        raise UserError(f"{path} could not be written, is the disk full? The old file is kept ({error})") from None
+        raise UserError(f"{path} could not be written, is the disk full? The old file is kept "
+                        f"({error})") from None
 
 
 def load_checkpoint(path, device="cpu"):
-    """A file of train.py, a bare state dict, or {"state_dict": ...}: a dict whose "model" is the state dict. It is
-    read with `weights_only=True`, so code in it is refused. UserError for anything else, and for NaN or inf in it."""
+    """A file of train.py, a bare state dict, or {"state_dict": ...}: a dict whose "model" is the state dict.
+    It is read with `weights_only=True`, so code in it is refused. UserError for anything else, and for NaN or
+    inf in it."""
     if not os.path.isfile(path):
-        raise UserError(f"{path} {'is a folder' if os.path.isdir(path) else 'not found'}; train.py writes best.pt and "
-                        "last.pt into its --out folder")
+        problem = "is a folder" if os.path.isdir(path) else "not found"
+        raise UserError(f"{path} {problem}; train.py writes best.pt and last.pt into its --out folder")
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
@@ -247,8 +256,8 @@ def load_weights(model, checkpoint, path):
 
 # ---------------------------------------------------------------- speed
 class Dropout(nn.Dropout):
-    """nn.Dropout for [N,C,H,W], whose mask takes a seventh of a training step less on a CPU than torch's: one 64-bit
-    draw decides four values by 16 bits each, so p is exact to 1/65536."""
+    """nn.Dropout for [N,C,H,W], whose mask takes a seventh of a training step less on a CPU than torch's: one
+    64-bit draw decides four values by 16 bits each, so p is exact to 1/65536."""
 
     def forward(self, x):
         if not (self.training and x.device.type == "cpu" and 1e-5 < self.p < 0.999):
@@ -261,9 +270,10 @@ class Dropout(nn.Dropout):
 
 
 class Recorded:
-    """Calls `step(*tensors)`; on a GPU as a CUDA graph, one for each shape of the first tensor: three calls run plainly,
-    the fourth is recorded, and later ones copy their tensors to where the graph reads them and replay it. A step of
-    batch 16 has some hundred small kernels, which take longer to launch one by one than to run."""
+    """Calls `step(*tensors)`; on a GPU as a CUDA graph, one for each shape of the first tensor: three calls
+    run plainly, the fourth is recorded, and later ones copy their tensors to where the graph reads them and
+    replay it. A step of batch 16 has some hundred small kernels, which take longer to launch one by one than
+    to run."""
 
     def __init__(self):
         self.calls, self.graphs = {}, {}
@@ -274,8 +284,9 @@ class Recorded:
         if not tensors[0].is_cuda or self.calls[shape] <= 3:
             return step(*tensors)
         if shape not in self.graphs:
-            inputs, graph = [tensor.clone() for tensor in tensors], torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
+            inputs = [tensor.clone() for tensor in tensors]
+            graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 output = step(*inputs)
             self.graphs[shape] = inputs, graph, output
         inputs, graph, output = self.graphs[shape]
@@ -286,8 +297,9 @@ class Recorded:
 
 
 def keep_freed_memory():
-    """Have the C library (glibc) keep what a training step frees, for the next step. Else it returns large blocks to
-    the system and gets them again page by page, a tenth of a step on a CPU. Elsewhere this does nothing."""
+    """Have the C library (glibc) keep what a training step frees, for the next step. Else it returns large
+    blocks to the system and gets them again page by page, a tenth of a step on a CPU. Elsewhere this does
+    nothing."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
         for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
             ctypes.CDLL(None).mallopt(option, 2**30)

@@ -2,12 +2,10 @@
 
     python results/page.py        writes results/README.md and results/figures/*.png
 
-It reads results/runs, report.csv and report_curves.csv; `experiments.sh --list` says which runs there should be. A run
-counts if it is finished, has the listed command, and was trained on the report's own images.
+A run of `experiments.sh --list` counts if it is finished, has the listed command and saw the report's images.
 To add a claim or a section, add a line to CLAIMS or SECTIONS.
 """
 import math
-import os
 import re
 import subprocess
 import sys
@@ -19,22 +17,22 @@ sys.path.insert(0, str(HERE.parent))
 from data import REPORT_SHA256  # noqa: E402
 from utils import pyplot, read_csv, read_run, run, save_figure, write_text  # noqa: E402
 
-SECTIONS = {  # a recipe of experiments.sh that is not here goes under "other runs"
+SECTIONS = {title: names.split() for title, names in {  # recipes that are not here go under "other runs"
     "1 baseline": "baseline",
     "1.1 batch size": "bs64 bs32 bs16",
-    "1.2 augmentation": "noise_0.01 noise_0.02 noise_0.05 noise_0.1 erase_0.2 erase_0.3 erase_0.4 erase_0.2_wide "
-                        "erase_0.3_wide erase_0.4_wide rotate_5 rotate_10 noise_0.05_erase_0.3",
+    "1.2 augmentation": "noise_0.01 noise_0.02 noise_0.05 noise_0.1 erase_0.2 erase_0.3 erase_0.4"
+                        " erase_0.2_wide erase_0.3_wide erase_0.4_wide rotate_5 rotate_10"
+                        " noise_0.05_erase_0.3",
     "1.3 Adam": "lr_1e-4 wd_1e-2 wd_5e-3 wd_1e-4 wd_1e-4_plain lr_min_1e-6",
     "1.4 schedule": "constant step cosine_50 warmup_cosine",
-    "1.5 dropout": "dropout_all_p0.1 dropout_all_p0.2 dropout_all_p0.2_cosine dropout_last1_p0.1 dropout_last2_p0.1 "
-                   "dropout_last1_p0.2 dropout_last2_p0.2 dropout_last3_p0.2",
+    "1.5 dropout": "dropout_all_p0.1 dropout_all_p0.2 dropout_all_p0.2_cosine dropout_last1_p0.1"
+                   " dropout_last2_p0.1 dropout_last1_p0.2 dropout_last2_p0.2 dropout_last3_p0.2",
     "1.6 final model": "final",
     "beyond the report": "best fast shuffle1 match0 match0.9",
-    "parts of best": "best12 best12_shuffle0 best12_adamw best12_shift0 best12_noise_erase best12_flip "
-                     "best12_smoothing0 best12_warmup_cosine"}
-SECTIONS = {title: names.split() for title, names in SECTIONS.items()}
+    "parts of best": "best12 best12_shuffle0 best12_adamw best12_shift0 best12_noise_erase best12_flip"
+                     " best12_smoothing0 best12_warmup_cosine"}.items()}
 SAME = {"lr_1e-3": "noise_0.05_erase_0.3", "cosine": "noise_0.05_erase_0.3", "dropout_last3_p0.1": "final"}
-CLAIMS = [  # section, claim, left, how, right: lists are recipes, of which the best counts; a str is the report's run
+CLAIMS = [  # section, claim, left, how, right. Of a list of recipes the best counts; "report" is its number
     ("1.1", "batch size 16 beats 32", ["bs16"], "beats", ["bs32"]),
     ("1.1", "batch size 32 beats 64", ["bs32"], "beats", ["bs64"]),
     ("1.2", "noise 0.05 with erasing 0.3 is the best augmentation", ["noise_0.05_erase_0.3"], "beats",
@@ -48,112 +46,101 @@ CLAIMS = [  # section, claim, left, how, right: lists are recipes, of which the 
     ("1.5", "dropout after every block hurts, p 0.1", ["warmup_cosine"], "beats", ["dropout_all_p0.1"]),
     ("1.5", "dropout after every block hurts, p 0.2", ["warmup_cosine"], "beats", ["dropout_all_p0.2"]),
     ("1.5", "dropout 0.1 after the last three blocks is best", ["final"], "beats", SECTIONS["1.5 dropout"]),
-    ("1.6", "the final model reaches 73.08 %", ["final"], "beats", "final")]
+    ("1.6", "the final model reaches 73.08 %", ["final"], "beats", "report")]
+VERDICTS = ("holds", "does not hold")
 
 
 # ---------------------------------------------------------------- what is read
 def listing():
-    env = {key: value for key, value in os.environ.items() if key not in ("OUT", "EPOCHS", "LIMIT", "COMPILE")}
-    return subprocess.run(["bash", "experiments.sh", "--list"], cwd=HERE.parent, env=env, capture_output=True,
-                          text=True, check=True).stdout
+    plain = ["env", "-u", "OUT", "-u", "EPOCHS", "-u", "LIMIT", "bash", "experiments.sh", "--list"]
+    return subprocess.check_output(plain, cwd=HERE.parent, text=True)
 
 
 def read_finished(folder, command):
-    """The run in `folder` as a dict; or a string, why it does not count."""
+    """The run in `folder` as a dict; None where it does not count. Its train_acc is the last epoch's."""
     if not (folder / "best.csv").exists():
-        return "not finished"
-    args, log = read_run(folder)
-    if args.get("command") != command:
-        return "experiments.sh lists another command"
-    if len(log) != args["epochs"]:
-        return "the log lacks epochs"
-    theirs = "--match-prob" in command or args.get("fingerprint") == REPORT_SHA256["train", 45000]
-    if args.get("train_images") != 45000 or not theirs:
-        return "trained on other images than the report's"
-    best = read_csv(folder / "best.csv")[0]
+        return None
+    (args, log), best = read_run(folder), read_csv(folder / "best.csv")[0]
+    images = "--match-prob" in command or args.get("fingerprint") == REPORT_SHA256["train", 45000]
+    settings = args.get("train_images"), args.get("command"), args["epochs"]
+    if not images or settings != (45000, command, len(log)):
+        print(f"{folder} does not count: other flags or images than in experiments.sh, or too few epochs")
+        return None
     at_best = next(row for row in log if row["epoch"] == best["epoch"])
     return {**at_best, **best, "train_acc": log[-1]["train_acc"], "args": args, "log": log}
 
 
 class Results:
-    """flags {recipe: its flags}, runs {recipe: [its runs that count]}, missing [recipe/seedN], and report.csv by run."""
+    """flags {recipe: its flags}, runs {recipe: [runs that count]}, missing [recipe/seedN], report [rows]."""
 
     def __init__(self):
-        self.report = {row["run"]: row for row in read_csv(HERE / "report.csv")}
+        report = read_csv(HERE / "report.csv")
+        self.report = [{**row, "recipe": SAME.get(row["run"], row["run"])} for row in report]
         self.flags, self.runs, self.missing = {}, {}, []
-        for line in listing().splitlines():
-            if line.startswith("#"):
-                continue
-            command = line.removesuffix(" --compile").removesuffix(" --resume")
-            flags, recipe, seed = re.search(r"train.py (.*?)--seed .*?([^/ ]+)/(seed\d+)$", command).groups()
-            self.flags[recipe] = flags.strip()
-            found = read_finished(HERE / "runs" / recipe / seed, command)
-            if isinstance(found, dict):
+        listed = re.compile(r"^(python train.py (.*?) ?--seed .*?([^/ ]+)/(seed\d+)) --resume", re.MULTILINE)
+        for command, flags, recipe, seed in listed.findall(listing()):
+            self.flags[recipe] = flags
+            if found := read_finished(HERE / "runs" / recipe / seed, command):
                 self.runs.setdefault(recipe, []).append(found)
             else:
                 self.missing.append(f"{recipe}/{seed}")
-                if (HERE / "runs" / recipe / seed).exists():
-                    print(f"{recipe}/{seed} does not count: {found}")
 
     def values(self, recipe, key="val_acc"):
-        """One number for each seed that has run."""
+        """One for each seed that has run."""
         return [found[key] for found in self.runs.get(recipe, [])]
 
     def mean(self, recipe, key="val_acc"):
         return mean(self.values(recipe, key) or [math.nan])
 
     def spread(self, recipe):
-        """The standard deviation of one run, in points, pooled over the recipes with several seeds that have dropout
-        after every block, or over those that have not, as `recipe` does. Returns it (NaN if none), and their number."""
-        groups = [self.values(name) for name in self.runs
-                  if name.startswith("dropout_all") == recipe.startswith("dropout_all")]
+        """The standard deviation of one run (NaN if not known), and the number of recipes it is pooled over:
+        all that have several seeds, but dropout after every block apart from the others."""
+        apart = recipe.startswith("dropout_all")
+        groups = [self.values(name) for name in self.runs if name.startswith("dropout_all") == apart]
         groups = [accs for accs in groups if len(accs) > 1]
-        squares, freedom = sum((len(accs) - 1) * variance(accs) for accs in groups), sum(map(len, groups)) - len(groups)
-        return (math.sqrt(squares / freedom) if groups else math.nan), len(groups)
+        squares = sum((len(accs) - 1) * variance(accs) for accs in groups)
+        return math.sqrt(squares / sum(len(accs) - 1 for accs in groups)) if groups else math.nan, len(groups)
 
-    def error(self, recipe):
-        """The standard error of the recipe's mean."""
-        return self.spread(recipe)[0] / math.sqrt(len(self.values(recipe)) or math.nan)
-
-    def show(self, recipe):
-        """Such as '71.95 (3 seeds, sd 0.25)'."""
+    def ours(self, recipe):
+        """The mean best val_acc (NaN where nothing has run), its standard error, and the mean as text."""
         accs = self.values(recipe)
         more = f"{len(accs)} seeds, sd {stdev(accs):.2f}" if len(accs) > 1 else "1 seed"
-        return f"{mean(accs):.2f} ({more})" if accs else "not run"
+        text = f"{mean(accs):.2f} ({more})" if accs else "not run"
+        return self.mean(recipe), self.spread(recipe)[0] / math.sqrt(len(accs) or 1), text
 
 
 # ---------------------------------------------------------------- chance, and the report's claims
-def verdict(margin, *errors, yes="yes", no="yes"):
-    """`yes` where `margin` is above two standard errors, `no` where it is below minus that. `errors` are those of the
-    two sides."""
-    error = math.hypot(*errors)
-    if math.isnan(margin) or math.isnan(error):
-        return "" if math.isnan(margin) else "spread not known"
-    return "within noise" if abs(margin) <= 2 * error else yes if margin > 0 else no
+def verdict(difference, *errors, words=("yes", "yes")):
+    """The one rule for chance. `errors` are the two sides' standard errors; `words` say above and below."""
+    limit = 2 * math.hypot(*errors)
+    if math.isnan(difference) or math.isnan(limit):
+        return "" if math.isnan(difference) else "not known"
+    return "within noise" if abs(difference) <= limit else words[difference < 0]
 
 
 def judge(results, left, how, right):
     """What was measured, and the verdict on the claim `left` `how` `right`, see CLAIMS."""
     recipes = [name for side in (left, right) if isinstance(side, list) for name in side]
-    if missing := [name for name in recipes if not results.values(name)]:
+    if missing := [name for name in recipes if name not in results.runs]:
         return "not run: " + ", ".join(missing), "not run"
 
-    def measure(side):  # a number, its standard error, both as text
-        if isinstance(side, str):
-            value = results.report[side]["val_acc"]
-            return value, results.spread(side)[0], f"report {value:.2f}"
-        if isinstance(side, int):
-            return side, 0, f"{side} %"
-        name = max(side, key=results.mean)
-        return results.mean(name), results.error(name), f"{name} {results.show(name)}"
+    def measure(side):  # a number, its standard error, and both as text
+        if side == "report":
+            value = next(row["val_acc"] for row in results.report if row["run"] == left[0])
+            return value, results.spread(left[0])[0], f"report {value:.2f}"
+        if isinstance(side, list):
+            name = max(side, key=results.mean)
+            value, error, text = results.ours(name)
+            return value, error, f"{name} {text}"
+        return side, 0, f"{side} %"
 
+    value, error, text = measure(left)
     if how == "between":
-        value, error, text = measure(left)
-        return text, verdict(min(value - right[0], right[1] - value), error, yes="holds", no="does not hold")
-    (value, error, text), (other, other_error, other_text) = measure(left), measure(right)
-    found = verdict(value - other, error, other_error, yes="holds", no="does not hold")
-    if how == "equals" and found != "spread not known":
-        found = "holds" if found == "within noise" else "does not hold"
+        return text, verdict(min(value - right[0], right[1] - value), error, words=VERDICTS)
+    other, other_error, other_text = measure(right)
+    found = verdict(value - other, error, other_error, words=VERDICTS)
+    if how == "equals" and found != "not known":
+        found = VERDICTS[found != "within noise"]
     return f"{text}; {other_text}", found
 
 
@@ -164,79 +151,175 @@ def judge_filters():
         return "not run: analyze.py on final/seed0", "not run"
     first, last = (median(row["class_selectivity_index"] for row in read_csv(path)) for path in paths)
     before = median(row["untrained_selectivity_index"] for row in read_csv(paths[1]))
-    return (f"median selectivity: first layer {first:.3f}, last {last:.3f}, last before training {before:.3f}",
-            "holds" if last > 2 * max(first, before) else "does not hold")
+    return (f"median index: first layer {first:.3f}; last layer {last:.3f}, before training {before:.3f}",
+            VERDICTS[last <= 2 * max(first, before)])
 
 
-# ---------------------------------------------------------------- the page, as lists of lines
-def table(header, *rows):
-    cells = [[("" if cell != cell else f"{cell:.2f}") if isinstance(cell, float) else str(cell) for cell in row]
-             for row in rows]
-    return ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *cells)] + [""]
-
-
-def signed(value):
-    return "" if math.isnan(value) else f"{value:+.2f}"
+# ---------------------------------------------------------------- the tables
+def table(header, rows):
+    cells = [[f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    lines = [header.split(", "), ["---"] * len(header.split(", ")), *cells]
+    return "\n".join("| " + " | ".join(row).replace("+nan", "").replace("nan", "") + " |" for row in lines)
 
 
 def beside_report(results):
-    rows, off = [], []
-    for name, row in results.report.items():
-        recipe = SAME.get(name, name)
-        off.append(results.mean(recipe) - row["val_acc"])
-        rows.append([row["section"], name if recipe == name else f"{name} (our run: {recipe})", row["val_acc"],
-                     results.show(recipe), signed(off[-1]),
-                     verdict(off[-1], results.error(recipe), results.spread(recipe)[0]),
-                     row["train_acc"], results.mean(recipe, "train_acc"), row["how"]])
-    off = [value for value in off if not math.isnan(value)]
-    lines = [f"{len(off)} of the report's {len(rows)} numbers are run here. "]
-    if off:
-        lines[0] += (f"{sum(abs(value) <= 1 for value in off)} of them are within 1.0 point of the report. The median "
-                     f"difference, ours minus the report's, is {median(off):+.2f} points.")
-    return lines + [""] + table(["section", "run", "report's val_acc", "ours, mean", "difference", "beyond chance?",
-                                 "report's train_acc", "ours", "how the report gives it"], *rows)
-
-
-def chance_rule(results):
-    (sd, recipes), (wide, _) = results.spread("final"), results.spread("dropout_all")
-    return [
-        "**The rule for chance.** A difference is beyond chance if it is larger than two standard errors of it. \"Within "
-        "noise\" means that it is smaller. "
-        + (f"One run has a standard deviation of {sd:.2f} points, pooled over the {recipes} recipes that ran with several "
-           "seeds. " if recipes else "The standard deviation of one run is not known until a recipe has several seeds. ")
-        + "A number of the report counts as one run. Recipes with dropout after every block spread more and use their own "
-        f"standard deviation, {'not known yet' if math.isnan(wide) else f'{wide:.2f} points'}.", ""]
+    rows, differences = [], []
+    for row in results.report:
+        run, recipe = row["run"], row["recipe"]
+        value, error, text = results.ours(recipe)
+        off = value - row["val_acc"]
+        differences += [off] if recipe in results.runs else []
+        rows.append([f"{row['section']:g}", run if run == recipe else f"{run} (our {recipe})", row["val_acc"],
+                     text, f"{off:+.2f}", verdict(off, error, results.spread(recipe)[0]), row["train_acc"],
+                     results.mean(recipe, "train_acc"), row["how"]])
+    line = f"The report gives {len(rows)} numbers. Here {len(differences)} of them have been run."
+    if differences:
+        line += (f" Of these, {sum(abs(off) <= 1 for off in differences)} are within 1.0 point of the report."
+                 f" The median difference (ours minus the report's) is {median(differences):+.2f} points.")
+    return line + "\n\n" + table("section, run, report's val_acc, ours (mean), difference, beyond chance?, "
+                                 "report's train_acc, ours (mean), how the report gives it", rows)
 
 
 def every_recipe(results):
-    sections = {**SECTIONS, "other runs": [name for name in results.flags if name not in sum(SECTIONS.values(), [])]}
-    short, rows = results.flags.get("best", "").split(" --epochs")[0] or "-", []
-    for title, names in sections.items():
+    others = [name for name in results.flags if name not in sum(SECTIONS.values(), [])]
+    theirs = {row["run"]: row["val_acc"] for row in results.report}
+    best, rows = results.flags.get("best", "-").split(" --epochs")[0], []
+    for title, names in {**SECTIONS, "other runs": others}.items():
         names = [name for name in names if name in results.flags]
         rows += [[f"**{title}**"] + [""] * 6] if names else []
         for name in names:
-            args = results.values(name, "args")
-            rows.append([name, f"`{results.flags[name].replace(short, 'BEST')}`" if results.flags[name] else "none",
-                         args[0]["epochs"] if args else "", results.show(name), results.mean(name, "test_acc"),
-                         results.mean(name, "val_acc_conflict"), results.report.get(name, {}).get("val_acc", "")])
-    return table(["recipe", "flags", "epochs", "best val_acc", "test_acc", "val_acc, digit conflicts", "report"], *rows) + [
-        f"\"Flags\" are those that differ from the final recipe, which has none; BEST is short for `{short}`. test_acc and "
-        "the accuracy where digit and label conflict are those of the best epoch, and means as well.", ""]
+            flags, args = results.flags[name].replace(best, "BEST"), results.values(name, "args")
+            rows.append([name, f"`{flags}`" if flags else "", args[0]["epochs"] if args else "",
+                         results.ours(name)[2], results.mean(name, "test_acc"),
+                         results.mean(name, "val_acc_conflict"), theirs.get(name, "")])
+    return table("recipe, flags, epochs, best val_acc, test_acc, val_acc where the digit conflicts, report",
+                 rows) + f"\n\nBEST is short for `{best}`."
 
 
 def parts(results):
+    whole, whole_error, _ = results.ours("best12")
     rows = []
     for name in SECTIONS["parts of best"]:
-        off = results.mean(name) - results.mean("best12") if name != "best12" else math.nan
+        value, error, text = results.ours(name)
+        off = value - whole if name != "best12" else math.nan
         change = results.flags.get(name, "").removeprefix(results.flags.get("best12", "")).strip()
-        rows.append([name, f"`{change}`" if change else "", results.show(name), signed(off),
-                     verdict(off, results.error(name), results.error("best12"))])
-    return table(["recipe", "what is changed", "best val_acc", "minus best12", "beyond chance?"], *rows)
+        rows.append([name, f"`{change}`" if change else "", text, f"{off:+.2f}",
+                     verdict(off, error, whole_error)])
+    return table("recipe, what is changed, best val_acc, minus best12, beyond chance?", rows)
 
 
-def machines(results):
-    seconds = {}
-    for found in sum(results.runs.values(), []):
-        seconds.setdefault(found["args"]["hardware"], []).append(median(row["seconds"] for row in found["log"]))
-    return table(["hardware", "runs", "median seconds an epoch"],
-                 *([name, len(times), f"{median(times):.1f}"] for name, times in sorted(seconds.items())))
+# ---------------------------------------------------------------- the figures, 800 pixels wide
+def save(figure, name):
+    save_figure(figure, HERE / "figures" / f"{name}.png")
+    return f"![{name}](figures/{name}.png)"
+
+
+def draw_report_figure(results, number):
+    """Figure `number` of the report, a panel for each of its runs; nothing where none has run."""
+    rows = [row for row in results.report if str(row["figure"])[0] == number]
+    if not any(row["recipe"] in results.runs for row in rows):
+        return ""
+    curves = read_csv(HERE / "report_curves.csv")
+    figure, axes = pyplot().subplots(1, len(rows), figsize=(8, 3.8), layout="constrained", sharey=True,
+                                     squeeze=False)
+    for axis, row in zip(axes[0], rows):
+        theirs = [point for point in curves if point["run"] == row["run"]]
+        for key, label, color in (("train_acc", "training", "C0"), ("val_acc", "validation", "C1")):
+            for i, points in enumerate([theirs, *results.values(row["recipe"], "log")]):
+                axis.plot([point["epoch"] for point in points], [point[key] for point in points],
+                          "-" if i else "--", lw=(1.2, 1.5, 0.6)[min(i, 2)], color=color,
+                          label="" if i else label)
+        axis.set_title(row["run"] + ("" if row["recipe"] in results.runs else " (not run)"), fontsize=10)
+        axis.set_xlabel("epoch")
+        axis.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("accuracy (%)")
+    axes[0, 0].legend(loc="lower right", fontsize=9)
+    figure.suptitle("dashed: the report; solid: ours, other seeds thin", fontsize=10)
+    return save(figure, f"figure{number}")
+
+
+def draw_shortcut(results):
+    """Bars that show how far a recipe reads the digit; nothing where no such recipe has run."""
+    names = [name for name in ("final", "match0", "match0.9", "shuffle1", "best") if name in results.runs]
+    if not names:
+        return ""
+    figure, axis = pyplot().subplots(figsize=(8, 4.2), layout="constrained")
+    bars = {"val_acc": "all images", "val_acc_agree": "digit agrees with the label",
+            "val_acc_conflict": "digit conflicts", "val_follows_digit": "conflicts, and taken for the digit"}
+    for i, (key, label) in enumerate(bars.items()):
+        places = [place + 0.2 * (i - 1.5) for place in range(len(names))]
+        drawn = axis.bar(places, [results.mean(name, key) for name in names], 0.19, label=label)
+        axis.bar_label(drawn, fmt="%.0f", fontsize=8, padding=4)
+        for place, name in zip(places, names):
+            axis.plot([place] * len(results.runs[name]), results.values(name, key), "k.", ms=4)
+    axis.set(xticks=range(len(names)), xticklabels=names, ylim=(0, 110), ylabel="validation images (%)")
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    return save(figure, "shortcut")
+
+
+def draw_overview(results):
+    """A line for each recipe, in the order of their mean best val_acc."""
+    names = sorted(results.runs, key=results.mean)
+    figure, axis = pyplot().subplots(figsize=(8, 1.4 + 0.19 * len(names)), layout="constrained")
+    ours = [(acc, name) for name in names for acc in results.values(name)]
+    theirs = [(row["val_acc"], row["recipe"]) for row in results.report if row["recipe"] in names]
+    for dots, label, style in ((ours, "ours, a dot is a seed", "C0o"), (theirs, "the report", "C3D")):
+        axis.plot([acc for acc, _ in dots], [names.index(name) for _, name in dots], style, label=label,
+                  ms=7 if dots is theirs else 5, mfc="none" if dots is theirs else None, mew=1.5)
+    axis.set(yticks=range(len(names)), ylim=(-0.7, len(names) - 0.3), xlabel="best validation accuracy (%)")
+    axis.set_yticklabels(names, fontsize=8)
+    axis.grid(alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=9)
+    return save(figure, "overview") if names else ""
+
+
+# ---------------------------------------------------------------- the page
+def main():
+    results, seconds = Results(), {}
+    runs = sum(results.runs.values(), [])
+    for found in runs:
+        times = [row["seconds"] for row in found["log"]]
+        seconds.setdefault(found["args"]["hardware"], []).append(median(times))
+    machines = [[name, len(times), f"{median(times):.1f}"] for name, times in sorted(seconds.items())]
+    missing = [name for name in results.flags if name not in results.runs]
+    missing += [name for name in results.missing if name.split("/")[0] in results.runs]
+    (sd, recipes), (wide, _) = results.spread("final"), results.spread("dropout_all")
+    known = f"{sd:.2f} points, pooled over {recipes} recipes" if recipes else "not known yet"
+    known_apart = "not known yet" if math.isnan(wide) else f"{wide:.2f} points"
+    claims = [(section, claim, *judge(results, *sides)) for section, claim, *sides in CLAIMS]
+    claims.append(("2.2", "first-layer filters respond uniformly, the last layer's are class-specific",
+                   *judge_filters()))
+    verdicts = [row[-1] for row in claims]
+    page = [
+        "# Every experiment of the report, beside the report",
+        f"`python results/page.py` writes this page from the runs' files. {len(runs)} of "
+        f"{len(runs) + len(results.missing)} runs are in. Not run yet: {', '.join(missing) or 'none'}.",
+        "## The report's numbers",
+        beside_report(results),
+        "val_acc is the best epoch's, train_acc the last epoch's. A difference is beyond chance if it is"
+        " larger than two standard errors. \"Within noise\" means that it is smaller. The standard error"
+        " follows from the standard deviation (sd) of one run, measured where a recipe has several seeds."
+        f" It is {known}. Dropout after every block has its own sd, which is {known_apart}."
+        " A number of the report counts as one run.",
+        "\n".join(draw_report_figure(results, number) for number in "123456").strip(),
+        "## Every recipe",
+        "The flags are those in which a recipe differs from `final`. All accuracies are the best epoch's, and"
+        " means over the seeds.",
+        every_recipe(results),
+        draw_overview(results),
+        draw_shortcut(results),
+        table("hardware, runs, median seconds an epoch", machines),
+        "## The report's claims",
+        "Verdicts: " + ", ".join(f"{name} {verdicts.count(name)}" for name in sorted(set(verdicts))) + ".",
+        table("section, claim, measured, verdict", claims),
+        "Where a claim is about several recipes, the best of them is compared. \"No difference\" holds if the"
+        " difference is within noise. The claim on the filters holds if the last layer's median class"
+        " selectivity index is over twice the first layer's, and over twice its own before training.",
+        "## What each part of `best` gives, at 12 epochs",
+        parts(results)]
+    write_text(HERE / "README.md", "\n\n".join(part for part in page if part) + "\n")
+    print(f"wrote {HERE / 'README.md'}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -3,8 +3,8 @@ import os
 import sys
 from pathlib import Path
 
-# Threads that wait for each other sleep. If they spin, the default, tests on a busy machine take several times as
-# long. OpenMP reads this when torch is imported, here and in the scripts that the tests start.
+# Threads that wait for each other sleep. If they spin, which is the default, tests on a busy machine take
+# several times as long. OpenMP reads this when torch is imported, here and in the scripts that tests start.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest  # noqa: E402

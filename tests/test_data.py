@@ -1,291 +1,449 @@
-"""The data recipe against naive loops, the readers against damaged files, the augmentations against torchvision's."""
+"""Data against checksums and naive loops, readers against damage, augmentations against torchvision's."""
+import gzip
+import hashlib
 import math
+import os
+import pickle
 import shutil
 import sys
+from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torchvision.datasets import CIFAR10
 from torchvision.transforms import v2
-from torchvision.utils import save_image
 
 import data
+from synthetic import write_synthetic
 from utils import UserError
 
+REAL = Path(os.environ.get("DATA_DIR", "no such folder"))
+BINARY, PYTHON, LABELS = "cifar-10-batches-bin", "cifar-10-batches-py", "MNIST/raw/train-labels-idx1-ubyte"
 
-# ---------------------------------------------------------------- composites
+
+def rows_of(images):
+    """The bytes of each image."""
+    return [image.contiguous().numpy().tobytes() for image in images]
+
+
+# ---------------------------------------------------------------- the recipe
 def naive_resize(image, size):
-    """One channel [n,n], pixel by pixel: blur rows, blur columns, bilinear, floor."""
+    """One channel, uint8 [n,n], pixel by pixel; sums are Python's, in float64, and kept in float32."""
     n = len(image)
     sigma = (n / size - 1) / 2
     radius = int(4 * sigma + 0.5)
-    weights = [math.exp(-(k * k) / (2 * sigma * sigma)) for k in range(-radius, radius + 1)]
-    weights = [w / sum(weights) for w in weights]
+    weights = [math.exp(-k * k / (2 * sigma * sigma)) for k in range(-radius, radius + 1)]
+    taps = [(k, weight / sum(weights)) for k, weight in enumerate(weights)]
 
-    def mirror(i):
-        return -i if i < 0 else 2 * (n - 1) - i if i >= n else i
+    def kept(value, side):
+        return np.array([[value(y, x) for x in range(side)] for y in range(side)], np.float32)
 
-    blurred = [[sum(w * sum(v * float(image[mirror(y + dy)][mirror(x + dx)]) for dx, v in zip(range(-radius, radius + 1), weights))
-                    for dy, w in zip(range(-radius, radius + 1), weights)) for x in range(n)] for y in range(n)]
-    out = np.zeros((size, size), np.uint8)
-    for y in range(size):
-        for x in range(size):
-            fy, fx = (y + 0.5) * n / size - 0.5, (x + 0.5) * n / size - 0.5
-            y0, x0 = int(fy), int(fx)
-            value = ((1 - fy + y0) * ((1 - fx + x0) * blurred[y0][x0] + (fx - x0) * blurred[y0][x0 + 1])
-                     + (fy - y0) * ((1 - fx + x0) * blurred[y0 + 1][x0] + (fx - x0) * blurred[y0 + 1][x0 + 1]))
-            out[y, x] = math.floor(value + 1e-9)
-    return out
+    unit = np.pad(image.astype(np.float32) / np.float32(255), ((radius, radius), (0, 0)), mode="reflect")
+    down = kept(lambda y, x: sum(w * float(unit[y + k, x]) for k, w in taps), n)
+    down = np.pad(down, ((0, 0), (radius, radius)), mode="reflect")
+    both = kept(lambda y, x: sum(w * float(down[y, x + k]) for k, w in taps), n)
+    places = [(i + 0.5) * n / size - 0.5 for i in range(size)]
+    near = [((int(p), 1 - p % 1), (int(p) + 1, p % 1)) for p in places]
+    small = kept(lambda y, x: sum(a * b * float(both[i, j]) for i, a in near[y] for j, b in near[x]), size)
+    return np.floor(small * np.float32(255)).astype(np.uint8)
 
 
 @pytest.mark.parametrize("n, size", [(32, 24), (28, 16)])
-def test_resize_is_blur_bilinear_floor(n, size):
+def test_resize_is_blur_bilinear_floor_with_the_courses_roundings(n, size):
     images = torch.randint(0, 256, (2, 2, n, n), dtype=torch.uint8)
-    resized = data.resize(images, size)
-    assert resized.dtype == torch.uint8 and resized.shape == (2, 2, size, size)
-    for image, small in zip(images.flatten(0, 1), resized.flatten(0, 1)):
-        np.testing.assert_array_equal(small.numpy(), naive_resize(image.tolist(), size))
+    for image, small in zip(images.flatten(0, 1), data.resize(images, size).flatten(0, 1)):
+        np.testing.assert_array_equal(small.numpy(), naive_resize(image.numpy(), size))
 
 
-@pytest.mark.parametrize("value", [0, 1, 127, 254, 255])
-def test_resize_keeps_a_constant_image(value):
-    assert (data.resize(torch.full((1, 1, 32, 32), value, dtype=torch.uint8), 24) == value).all()
+@pytest.mark.skipif(not any((REAL / name).is_dir() for name in (BINARY, PYTHON)) or
+                    (REAL / "SYNTHETIC.txt").exists(), reason="$DATA_DIR has no CIFAR-10")
+def test_the_real_files_give_the_reports_own_images(capsys):
+    """Checksums of the course's published files, computed from its PNGs without this project's code."""
+    splits = data.load_splits(REAL)
+    with np.load(data.REPORT_PAIRS) as file:
+        numbers = file["test_cifar"].astype(np.int64)
+    # of 10,000 test images 3,866 are known, of the first 1,000 are 388
+    known = splits.test.images[torch.from_numpy(numbers[numbers < len(splits.test.images)])]
+    of_test = {3866: "f43b947197ee6d570f138f8b1c2a56197195575d9381fd2ca216f6ecf180247b",
+               388: "b5b33f4649180a83d02f63ca163510a6fdc281e4c8f20e9e1a1dc4b03c16c3f7"}
+    for images, digest in (
+            (splits.train.images, "d83c5a21f2b4ebd8b62b711e3d5aa6ac88e91106b2240de8f55b6d66b6dbd3bb"),
+            (splits.val.images, "0be03e14d4f01986dddf1ca5244c5f58b82ae549e5f98b28d20b0039c4772ea2"),
+            (known, of_test[len(known)])):
+        assert hashlib.sha256(images.numpy().tobytes()).hexdigest() == digest
+    data.check(splits)
+    assert capsys.readouterr().out.count("the report's own, bit for bit") == 3
 
 
-def test_compose_places_image_digit_and_gray():
-    cifar = torch.randint(0, 256, (3, 3, 24, 24), dtype=torch.uint8)
-    digit = torch.randint(0, 256, (3, 1, 16, 16), dtype=torch.uint8)
-    images = data.compose(cifar, digit)
-    for k in range(3):
+def test_composites_have_picture_digit_and_gray_in_their_places():
+    pictures = torch.randint(0, 256, (2, 3, 24, 24), dtype=torch.uint8)
+    digits = torch.randint(0, 256, (3, 1, 16, 16), dtype=torch.uint8)
+    split = data.make_composites(pictures, np.array([7, 8]), digits, np.array([4, 5, 6]), np.array([1, 0, 1]),
+                                 np.array([2, 1, 1]))
+    assert split.labels.tolist() == [8, 7, 8] and split.digits.tolist() == [6, 5, 5]
+    for image, i, j in zip(split.images, (1, 0, 1), (2, 1, 1), strict=True):
         for y in range(40):
             for x in range(40):
-                expected = (cifar[k, :, y, x] if y < 24 and x < 24 else
-                            digit[k, :, y - 24, x - 24].expand(3) if y >= 24 and x >= 24 else torch.full((3,), 127))
-                assert images[k, :, y, x].tolist() == expected.tolist()
+                expected = (pictures[i, :, y, x].tolist() if y < 24 and x < 24 else
+                            3 * [digits[j, 0, y - 24, x - 24]] if y >= 24 and x >= 24 else 3 * [127])
+                assert image[:, y, x].tolist() == expected
 
 
-def test_splits_sizes_types_and_planted_match(data_dir):
+# ---------------------------------------------------------------- the splits
+def test_the_splits_hold_every_image_once_and_a_balanced_validation_set(data_dir):
+    pictures, labels, test_pictures, test_labels, _ = data.read_cifar(data_dir)
     splits = data.load_splits(data_dir)
-    assert [len(split.labels) for split in splits[:3]] == [360, 40, 60]
     for split in splits[:3]:
         assert split.images.dtype == torch.uint8 and split.images.shape[1:] == (3, 40, 40)
         assert split.labels.dtype == split.digits.dtype == torch.int64
-    assert (data.load_splits(data_dir, match_prob=1.0).train.digits == splits.train.labels).all()
+    (train, val, test), label_of = splits[:3], dict(zip(rows_of(pictures), labels.tolist(), strict=True))
+    found = rows_of(train.images[..., :24, :24]) + rows_of(val.images[..., :24, :24])
+    assert len(train.images) == 360 and len(label_of) == 400
+    assert sorted(found) == sorted(label_of)  # so none is in both
+    assert [label_of[image] for image in found] == train.labels.tolist() + val.labels.tolist()
+    assert val.labels.bincount().tolist() == [4] * 10
+    assert rows_of(test.images[..., :24, :24]) == rows_of(test_pictures)
+    assert test.labels.tolist() == test_labels.tolist() and len(test_labels) == 60
 
 
-def test_match_share_follows_its_formula(tmp_path):
-    """In training; in validation and test, where the digits are independent, it is a tenth."""
-    data.write_synthetic(tmp_path, train=3000, test=600)
-    for match_prob in (0.0, 0.6):
-        splits = data.load_splits(tmp_path, match_prob)
-        for split, expected in ((splits.train, match_prob + (1 - match_prob) / 10), (splits.val, 0.1), (splits.test, 0.1)):
-            deviation = math.sqrt(expected * (1 - expected) / len(split.labels))
-            assert abs((split.digits == split.labels).double().mean().item() - expected) < 4 * deviation
+def test_each_corner_shows_the_digit_that_the_split_names(data_dir):
+    pictures, digits = data.read_mnist(data_dir / "MNIST/raw")
+    digit_of = dict(zip(rows_of(pictures), digits.tolist()))
+    for split in data.load_splits(data_dir)[:3]:
+        assert [digit_of[corner] for corner in rows_of(split.images[:, 0, 24:, 24:])] == split.digits.tolist()
 
 
-def test_val_and_test_do_not_depend_on_match_prob(data_dir):
-    one, other = data.load_splits(data_dir, match_prob=0.6), data.load_splits(data_dir, match_prob=0.0)
+@pytest.mark.parametrize("match_prob, share", [(None, 0.64), (0.0, 0.1), (0.3, 0.37), (1.0, 1.0)])
+def test_the_match_share_follows_its_formula(match_prob, share):
+    """p + (1 - p) / 10 in training; in validation and test, where digits are independent, a tenth."""
+    labels, digits = np.random.RandomState(1).randint(0, 10, 20_000), np.arange(1000) % 10
+    pairs = data.make_pairs(labels, labels, digits, known=False, match_prob=match_prob)
+    for name, expected in (("train", share), ("val", 0.1), ("test", 0.1)):
+        images, chosen = pairs[name]
+        matches = (digits[chosen] == labels[images]).mean()
+        assert abs(matches - expected) <= 4 * math.sqrt(expected * (1 - expected) / len(images))
+    counts = np.bincount(pairs["test"][1], minlength=1000)  # each image alike often: chi-squared
+    assert ((counts - 20) ** 2 / 20).sum() < 1000 + 5 * math.sqrt(2 * 1000)
+
+
+def test_validation_and_test_do_not_depend_on_match_prob(data_dir):
+    one, other = (data.load_splits(data_dir, match_prob=p) for p in (0.6, 0.0))
     for a, b in ((one.val, other.val), (one.test, other.test)):
         assert all(torch.equal(x, y) for x, y in zip(a, b))
-    assert torch.equal(one.train.labels, other.train.labels) and not torch.equal(one.train.digits, other.train.digits)
+    assert torch.equal(one.train.labels, other.train.labels)
+    assert not torch.equal(one.train.digits, other.train.digits)
 
 
-def test_data_seed_decides_the_splits(data_dir):
-    a, b, c = (data.load_splits(data_dir, seed=seed) for seed in (0, 0, 1))
-    assert torch.equal(a.train.images, b.train.images)
-    assert not torch.equal(a.val.images, c.val.images)
+def test_the_seed_decides_the_splits(data_dir):
+    first, same, other = (data.load_splits(data_dir, seed=seed)[:3] for seed in (0, 0, 1))
+    assert all(torch.equal(a.images, b.images) for a, b in zip(first, same))
+    assert not any(torch.equal(a.images, b.images) for a, b in zip(first, other))
 
 
-def test_digit_pictures_show_the_digit(data_dir):
-    """Each composite's corner is one of the resized MNIST images of the digit that the split names."""
-    images, labels = data.read_mnist(data_dir, data.MNIST_TRAIN)
-    known = {small.numpy().tobytes(): label for small, label in zip(data.resize(images, 16), labels)}
-    splits = data.load_splits(data_dir)
-    corners = {}
-    for name, split in (("train", splits.train), ("val", splits.val)):
-        corners[name] = {image[0, 24:, 24:].contiguous().numpy().tobytes() for image in split.images}
-        for image, digit in zip(split.images, split.digits):
-            assert known[image[0, 24:, 24:].contiguous().numpy().tobytes()] == digit
-    assert not corners["train"] & corners["val"]  # no validation digit was seen in training
+def test_known_pairs_are_kept_and_match_prob_draws_only_the_training_digits_anew(tmp_path, monkeypatch):
+    """60 training images, 12 test images, of which four have known digits, and 50 digits."""
+    draw, labels, digits = np.random.RandomState(2), np.arange(60) % 10, np.arange(50) % 10
+    order = draw.permutation(60)
+    known = {"train": (order[:40], draw.randint(0, 50, 40)), "val": (order[40:58], draw.randint(0, 50, 18)),
+             "test": ([1, 4, 5, 11, 900], [49, 3, 18, 20, 7])}
+    np.savez(tmp_path / "pairs.npz", **{f"{name}_{source}": np.array(indices, np.uint16) for name in known
+                                        for source, indices in zip(("cifar", "mnist"), known[name])})
+    monkeypatch.setattr(data, "REPORT_PAIRS", tmp_path / "pairs.npz")
+    pairs, matching, reseeded = (data.make_pairs(labels, labels[:12], digits, known=True, **settings)
+                                 for settings in ({}, {"match_prob": 1.0}, {"seed": 1}))
+    for name in ("train", "val"):
+        assert np.array_equal(pairs[name], known[name]) and np.array_equal(reseeded[name], known[name])
+    assert pairs["test"][0].tolist() == list(range(12))
+    assert pairs["test"][1][[1, 4, 5, 11]].tolist() == [49, 3, 18, 20]
+    changed = np.flatnonzero(reseeded["test"][1] != pairs["test"][1])  # of the test digits that are not known
+    assert len(changed) and not set(changed) & {1, 4, 5, 11}
+    assert all(np.array_equal(matching[name], pairs[name]) for name in ("val", "test"))
+    assert np.array_equal(matching["train"][0], pairs["train"][0])
+    assert (digits[matching["train"][1]] == labels[matching["train"][0]]).all()
 
 
 def test_the_check_prints_what_the_splits_hold_and_draws_a_sheet(data_dir, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["data.py", "--data-dir", str(data_dir), "--sheet", str(tmp_path / "sheet")])
+    before, sheet = {path: path.stat().st_mtime_ns for path in data_dir.rglob("*")}, tmp_path / "sheet"
+    monkeypatch.setattr(sys, "argv", ["data.py", "--data-dir", str(data_dir), "--sheet", str(sheet)])
     data.main()
-    printed = dict(line.split(" ", 1) for line in capsys.readouterr().out.splitlines())
-    for name, split in zip(("train", "val", "test"), data.load_splits(data_dir)[:3]):
-        pixels = split.images.numpy() / 255
-        assert printed[f"{name}_images"] == str(len(pixels))
-        for key, values in (("mean", pixels.mean((0, 2, 3))), ("std", pixels.std((0, 2, 3), ddof=1))):
-            assert printed[f"{name}_{key}"] == " ".join(f"{value:.4f}" for value in values)
-        matching = sum(digit == label for digit, label in zip(split.digits.tolist(), split.labels.tolist()))
-        assert printed[f"{name}_match_share"] == f"{matching / len(pixels):.4f}"
-    assert "synthetic" in printed["source"]
-    assert (tmp_path / "sheet").read_bytes().startswith(b"\x89PNG")  # whatever it is called
-
-
-def test_loading_writes_nothing(data_dir):
-    before = {path: path.stat().st_mtime_ns for path in data_dir.rglob("*")}
-    data.load_splits(data_dir)
-    assert before == {path: path.stat().st_mtime_ns for path in data_dir.rglob("*")}
+    printed = capsys.readouterr().out
+    for split in data.load_splits(data_dir)[:3]:
+        assert hashlib.sha256(split.images.numpy().tobytes()).hexdigest() in printed
+        assert f"{np.mean(split.digits.numpy() == split.labels.numpy()):.4f}" in printed
+    assert "synthetic" in printed and "report's" not in printed
+    assert sheet.read_bytes().startswith(b"\x89PNG")  # whatever it is called
+    assert before == {path: path.stat().st_mtime_ns for path in data_dir.rglob("*")}  # loading writes nothing
 
 
 # ---------------------------------------------------------------- readers
-def test_cifar_layout(tmp_path):
-    """Label byte, then red, green, blue planes, row by row."""
-    (tmp_path / "x.bin").write_bytes(bytes([7]) + bytes([1] * 1024) + bytes([2] * 1024) + bytes(range(256)) * 4)
-    images, labels = data.read_cifar(tmp_path, ["x.bin"])
-    assert labels.tolist() == [7] and images.shape == (1, 3, 32, 32)
-    assert (images[0, 0] == 1).all() and (images[0, 1] == 2).all()
-    assert images[0, 2, 3, 5] == 3 * 32 + 5
+def test_cifar_records_are_a_label_and_three_planes_row_by_row(tmp_path):
+    rows, label = np.repeat(np.arange(0, 128, 4, dtype=np.uint8), 32), bytes([7])  # row y holds 4 * y
+    (tmp_path / "x.bin").write_bytes(label + bytes([50] * 1024) + bytes([200] * 1024) + rows.tobytes())
+    pictures, labels = data.read_cifar_file(tmp_path / "x.bin")
+    red, green, blue = pictures[0].int()
+    assert labels.tolist() == [7] and (red - 50).abs().max() <= 1 and (green - 200).abs().max() <= 1
+    assert (blue == blue[:, :1]).all() and (blue[:, 0].diff() > 3).all()
 
 
-@pytest.mark.parametrize("name", [*data.CIFAR_TRAIN[:1], *data.CIFAR_TEST, *data.MNIST_TRAIN, *data.MNIST_TEST])
+@pytest.fixture
+def copied(data_dir, tmp_path):
+    """A copy of the synthetic data to damage."""
+    return shutil.copytree(data_dir, tmp_path / "copied")
+
+
+@pytest.mark.parametrize("name", [f"{BINARY}/data_batch_3.bin", f"{BINARY}/test_batch.bin",
+                                  "MNIST/raw/train-images-idx3-ubyte", LABELS])
 @pytest.mark.parametrize("damage", ["one byte short", "empty", "foreign"])
-def test_a_damaged_file_is_named(data_dir, tmp_path, name, damage):
-    shutil.copytree(data_dir, tmp_path / "d")
-    path = tmp_path / "d" / name
-    raw = path.read_bytes()
-    path.write_bytes({"one byte short": raw[:-1], "empty": b"", "foreign": b"<html>" + raw[6:]}[damage])
+def test_a_damaged_file_is_named_in_one_line(copied, name, damage):
+    raw = (copied / name).read_bytes()
+    content = {"one byte short": raw[:-1], "empty": b"", "foreign": b"<html>" + raw[6:]}[damage]
+    (copied / name).write_bytes(content)
     with pytest.raises(UserError, match="expected") as error:
-        data.load_splits(tmp_path / "d")
-    assert name.split("/")[-1].split("-")[0] in str(error.value)
+        data.load_splits(copied)
+    assert str(copied / name) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_missing_data_name_files_and_remedy(tmp_path, monkeypatch):
-    def offline(*args, **kwargs):
+@pytest.fixture
+def python_version(copied, monkeypatch):
+    """The copy, with CIFAR-10 in its Python version, whose checksums torchvision is told to expect."""
+    folder, batches = copied / PYTHON, []
+    folder.mkdir()
+
+    def write(name, content):
+        (folder / name).write_bytes(pickle.dumps(content))
+        return [name, hashlib.md5((folder / name).read_bytes()).hexdigest()]
+
+    for path in sorted((copied / BINARY).glob("*.bin")):
+        records = np.fromfile(path, np.uint8).reshape(-1, 3073)
+        batches.append(write(path.stem, {"data": records[:, 1:], "labels": records[:, 0].tolist()}))
+    names = (copied / BINARY / "batches.meta.txt").read_text().split()
+    name, md5 = write("batches.meta", {"label_names": names})
+    monkeypatch.setattr(CIFAR10, "train_list", batches[:5])
+    monkeypatch.setattr(CIFAR10, "test_list", batches[5:])
+    monkeypatch.setattr(CIFAR10, "meta", {"filename": name, "key": "label_names", "md5": md5})
+    shutil.rmtree(copied / BINARY)
+    return copied
+
+
+def test_the_python_version_holds_the_same_images(data_dir, python_version):
+    ours, binary = data.load_splits(python_version), data.load_splits(data_dir)
+    for a, b in zip(ours[:3], binary[:3]):
+        assert all(torch.equal(x, y) for x, y in zip(a, b))
+    assert ours.classes == binary.classes
+
+
+class Touch:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("name", ["data_batch_2", "test_batch", "batches.meta"])
+def test_a_changed_file_of_the_python_version_is_refused_and_not_unpickled(python_version, tmp_path, name):
+    (python_version / PYTHON / name).write_bytes(pickle.dumps(Touch(tmp_path / "unpickled")))
+    with pytest.raises(UserError, match=PYTHON):
+        data.load_splits(python_version)
+    assert not (tmp_path / "unpickled").exists()
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """Downloads make their folder, as torchvision's do, and fail; the list of what was asked for."""
+    asked = []
+
+    def fail(url, root, **settings):
+        asked.append(url)
+        Path(root).mkdir(parents=True, exist_ok=True)
         raise URLError("no network")
-    monkeypatch.setattr(data, "download_and_extract_archive", offline)
+    for name in ("download_url", "download_and_extract_archive"):
+        monkeypatch.setattr(f"torchvision.datasets.utils.{name}", fail)
+    return asked
+
+
+def test_missing_data_name_the_files_both_layouts_and_a_remedy(offline, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as error:
-        data.load_splits(tmp_path)
-    for part in (str(tmp_path), data.CIFAR_TRAIN[0], data.MNIST_TEST[1], "no network", "experiments.sh demo", "--data-dir"):
+        data.load_splits("data")  # the default folder, which is made for a download
+    for part in (f"{BINARY}/data_batch_1.bin", LABELS, PYTHON, "{train,val}/{0..9}", "no network",
+                 "experiments.sh demo"):
         assert part in str(error.value)
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and offline and not list(tmp_path.iterdir())
 
 
-def write_course_folder(folder, size=40, per_class=2):
+@pytest.mark.parametrize("held", [[BINARY], pytest.param([], marks=pytest.mark.xfail(
+    strict=True, reason="download_missing removes the user's own empty folder"))])  # unmark once mended
+def test_a_failed_download_leaves_the_users_folder_as_it_was(offline, data_dir, tmp_path, held):
+    (tmp_path / "own").mkdir()
+    for name in held:
+        shutil.copytree(data_dir / name, tmp_path / "own" / name)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match="no network"):
+        data.load_splits(tmp_path / "own")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_mistyped_folder_is_refused_and_not_made(offline, tmp_path):
+    with pytest.raises(UserError, match="no folder .*dtaa"):
+        data.load_splits(tmp_path / "dtaa")
+    assert not offline and not list(tmp_path.iterdir())
+
+
+def test_only_what_is_missing_is_downloaded_and_half_an_archive_is_named(data_dir, copied, monkeypatch):
+    """The digits' labels, gzipped as on MNIST's server: the same data as before."""
+    archive, packed, fetched = copied / f"{LABELS}.gz", gzip.compress((copied / LABELS).read_bytes()), []
+    (copied / LABELS).unlink()
+
+    def download_url(url, root, md5):
+        fetched.append((url.split("/")[-1], md5))
+        archive.write_bytes(packed)
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", download_url)
+    assert data.load_splits(copied).fingerprint == data.load_splits(data_dir).fingerprint
+    assert fetched == [(archive.name, "d53e105ee54ea40749a09fcbcd1e9432")]
+    for damaged in (packed[:len(packed) // 2], b"", b"<html>", packed[:20] + b"\x55" * 20 + packed[40:]):
+        archive.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"\.gz is not MNIST's"):
+            data.load_splits(copied)
+
+
+# ---------------------------------------------------------------- the course's folder
+def write_course_folder(folder, size=40):
+    """Two images a class; the first pixel tells the class."""
     for split in ("train", "val"):
-        for label, name in enumerate(data.CLASSES):
-            (folder / split / name).mkdir(parents=True)
-            for i in range(per_class):
-                save_image(torch.full((3, size, size), (20 * label + i) / 255), folder / split / name / f"{i}.png")
+        for label in range(10):
+            (folder / split / str(label)).mkdir(parents=True)
+            for i in range(2):
+                image = Image.new("RGB", (size, size), (20 * label + i, 0, 9))
+                image.save(folder / split / str(label) / f"img_{i}.png")
+    return folder
 
 
-def test_course_folder(tmp_path):
-    write_course_folder(tmp_path, size=28)
+@pytest.mark.parametrize("below", ["", "custom_image_dataset"])
+def test_the_courses_folder_is_found_there_or_one_level_down(tmp_path, below):
+    write_course_folder(tmp_path / below, size=28)
     splits = data.load_splits(tmp_path)
-    assert splits.classes == data.CLASSES and splits.test is None
-    for split in (splits.train, splits.val):
+    assert splits.test is None and splits.classes[3] == "cat"  # folder 3, by CIFAR-10's name
+    for split in splits[:2]:
         assert split.images.shape == (20, 3, 28, 28) and (split.digits == -1).all()
-        assert (split.images[:, 0, 0, 0] // 20 == split.labels).all()
-    assert splits.train.labels[:10].tolist() != sorted(splits.train.labels[:10].tolist())  # mixed
+        assert (split.images[:, 0, 0, 0] // 20 == split.labels).all() and (split.images[:, 2] == 9).all()
+    assert splits.train.labels.tolist() != sorted(splits.train.labels.tolist())  # mixed, for --limit
 
 
-def test_course_folders_of_two_sizes_are_refused(tmp_path):
-    write_course_folder(tmp_path / "small", size=28)
-    write_course_folder(tmp_path / "large", size=40)
-    shutil.rmtree(tmp_path / "small" / "val")
-    (tmp_path / "large" / "val").rename(tmp_path / "small" / "val")
-    with pytest.raises(UserError, match="train and val images differ in size"):
-        data.load_splits(tmp_path / "small")
-
-
-def test_course_folder_errors(tmp_path):
+def test_hidden_and_foreign_files_are_passed_over_and_other_formats_read(tmp_path):
     write_course_folder(tmp_path)
-    odd = tmp_path / "train" / "cat" / "odd.png"
-    save_image(torch.zeros(3, 30, 40), odd)
-    with pytest.raises(UserError, match=r"odd\.png is 40x30 pixels"):
+    for folder in (tmp_path, tmp_path / "train", tmp_path / "train/3"):
+        (folder / ".ipynb_checkpoints").mkdir()
+        for name in (".DS_Store", "._img_0.png", "Thumbs.db"):
+            (folder / name).write_bytes(b"no image")
+    Image.new("L", (40, 40), 77).save(tmp_path / "train/3/gray.PNG")
+    Image.new("RGB", (40, 40), (77, 77, 77)).save(tmp_path / "train/3/photo.jpg")
+    images = data.load_splits(tmp_path).train.images
+    added = images[images[:, 2, 0, 0] != 9].int()
+    assert len(images) == 22 and len(added) == 2 and ((added - 77).abs() <= 2).all()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "text", "empty"])
+def test_an_unreadable_image_is_named_in_one_line(tmp_path, damage):
+    path = write_course_folder(tmp_path) / "val/7/img_1.png"
+    path.write_bytes({"truncated": path.read_bytes()[:60], "text": b"no image", "empty": b""}[damage])
+    with pytest.raises(UserError, match="cannot be read") as error:
         data.load_splits(tmp_path)
-    odd.write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"odd\.png is not a readable PNG"):
-        data.load_splits(tmp_path)
-    odd.unlink()
-    shutil.rmtree(tmp_path / "val" / "cat")
-    with pytest.raises(UserError, match="must hold PNGs"):
-        data.load_splits(tmp_path)
-    shutil.rmtree(tmp_path / "train" / "cat")
-    with pytest.raises(UserError, match="9 class folders, expected 10"):
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_two_sizes_are_refused(tmp_path):
+    small, large = (write_course_folder(tmp_path / str(size), size) for size in (28, 40))
+    shutil.copytree(large / "val", small / "val", dirs_exist_ok=True)
+    with pytest.raises(UserError, match="train and val images differ in size"):
+        data.load_splits(small)
+    Image.new("RGB", (30, 28)).save(small / "train/3/odd.png")
+    with pytest.raises(UserError, match=r"odd\.png is 30x28 pixels, expected .*28x28"):
+        data.load_splits(small)
+
+
+@pytest.mark.parametrize("lost, named", [("val", "val must hold"), ("val/4", "val must hold"),
+                                         ("train", "train has 0 "), ("train/4", "train has 9 ")])
+def test_a_missing_split_or_class_is_named(tmp_path, lost, named):
+    shutil.rmtree(write_course_folder(tmp_path) / lost)
+    with pytest.raises(UserError, match=named):
         data.load_splits(tmp_path)
 
 
-def test_synthetic_data_never_overwrite_real_ones(data_dir, tmp_path):
-    (tmp_path / "cifar-10-batches-bin").mkdir()
-    (tmp_path / data.CIFAR_TRAIN[0]).write_bytes(b"real")
+@pytest.mark.parametrize("settings", [{"match_prob": 0.0}, {"seed": 1}])
+def test_no_digits_are_drawn_into_finished_images(tmp_path, settings, capsys):
+    write_course_folder(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        data.load_splits(tmp_path, **settings)
+    assert stop.value.code == 2 and "--match-prob" in capsys.readouterr().err
+
+
+def test_synthetic_data_never_overwrite_real_ones(tmp_path):
+    (tmp_path / BINARY).mkdir()
+    (tmp_path / BINARY / "data_batch_1.bin").write_bytes(b"real")
     with pytest.raises(UserError, match="other data"):
-        data.write_synthetic(tmp_path)
-    assert (tmp_path / data.CIFAR_TRAIN[0]).read_bytes() == b"real"
-    assert "synthetic" in data.load_splits(data_dir).source
-
-
-def test_the_classes_names_come_from_the_data_where_they_are(tmp_path):
-    data.write_synthetic(tmp_path, train=400, test=60)
-    names = tmp_path / data.CIFAR_NAMES
-    assert data.load_splits(tmp_path).classes == data.SYNTHETIC_CLASSES
-    for content in (b"airplane\nautomobile\n", b"\xff \xfe"):
-        names.write_bytes(content)
-        with pytest.raises(UserError, match=r"batches\.meta\.txt has 2 names, expected the 10 class names"):
-            data.load_splits(tmp_path)
-    names.unlink()
-    assert data.load_splits(tmp_path).classes == data.CLASSES
+        write_synthetic(tmp_path)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["data_batch_1.bin"]
 
 
 # ---------------------------------------------------------------- augmentations
+def assert_share(hits, p):
+    """The share of True is `p`, within four standard deviations."""
+    assert abs(hits.double().mean().item() - p) <= 4 * math.sqrt(p * (1 - p) / hits.numel())
+
+
 def assert_same_distribution(ours, oracle):
     """Two-sample Kolmogorov-Smirnov statistic below its 0.1 % limit (conservative for discrete values)."""
-    ours, oracle = np.sort(ours), np.sort(oracle)
     values = np.union1d(ours, oracle)
-    distance = abs(np.searchsorted(ours, values, "right") / len(ours) - np.searchsorted(oracle, values, "right") / len(oracle))
-    assert distance.max() < 1.95 * math.sqrt(1 / len(ours) + 1 / len(oracle))
+    below, oracle_below = (np.searchsorted(np.sort(x), values, "right") / len(x) for x in (ours, oracle))
+    assert abs(below - oracle_below).max() < 1.95 * math.sqrt(1 / len(ours) + 1 / len(oracle))
 
 
 def boxes(images):
-    """height, width, top, left of the zeros in each [N,C,H,W] image of ones; images without any are left out."""
+    """Height, width, top, left of the zeros in images of ones; images without any are left out."""
     found = []
-    for image in images[:, 0]:
-        rows, columns = (image == 0).any(1).nonzero()[:, 0], (image == 0).any(0).nonzero()[:, 0]
+    for image in images[:, 0].numpy():
+        rows, columns = np.flatnonzero((image == 0).any(1)), np.flatnonzero((image == 0).any(0))
         if len(rows):
-            h, w = int(rows[-1] - rows[0]) + 1, int(columns[-1] - columns[0]) + 1
-            assert (image == 0).sum() == h * w  # one filled rectangle
-            found.append((h, w, int(rows[0]), int(columns[0])))
+            found.append((len(rows), len(columns), rows[0], columns[0]))
+            assert (image == 0).sum() == len(rows) * len(columns)  # one filled rectangle
     return np.array(found)
 
 
-@pytest.mark.parametrize("scale, size", [((0.02, 0.05), (40, 40)), ((0.02, 0.1), (40, 40)), ((0.3, 0.9), (40, 24))])
+@pytest.mark.parametrize("scale, size", [((0.02, 0.05), (40, 40)), ((0.3, 0.9), (40, 24))])
 def test_random_erasing_has_torchvisions_distribution(scale, size):
-    n, ones = 3000, torch.ones(1, *size)
-    oracle = v2.RandomErasing(p=1.0, scale=scale)
-    ours = boxes(data.RandomErasing(1.0, scale)(ones.expand(n, 1, *size).contiguous()))
+    n, ones, oracle = 2500, torch.ones(1, *size), v2.RandomErasing(p=1.0, scale=scale)
+    ours = boxes(data.RandomErasing(1.0, scale)(ones.expand(n, 1, *size)))
     theirs = boxes(torch.stack([oracle(ones) for _ in range(n)]))
     assert abs(len(ours) - len(theirs)) < 4 * math.sqrt(n / 2)
     for measure in (lambda b: b[:, 0], lambda b: b[:, 1], lambda b: b[:, 2], lambda b: b[:, 3],
                     lambda b: b[:, 0] * b[:, 1], lambda b: b[:, 0] / b[:, 1]):
         assert_same_distribution(measure(ours), measure(theirs))
-    assert len({tuple(box) for box in ours}) > 100  # each image its own
 
 
 def test_random_erasing_probability_value_and_channels():
     x = torch.rand(2000, 3, 40, 40) + 1
     erased = data.RandomErasing(0.3, value=-5.0)(x)
-    changed = (erased != x)
-    assert abs(changed.flatten(1).any(1).double().mean().item() - 0.3) < 4 * math.sqrt(0.3 * 0.7 / 2000)
-    assert (erased[changed] == -5).all()
-    assert (changed[:, 0] == changed[:, 1]).all() and (changed[:, 0] == changed[:, 2]).all()
+    changed = erased != x
+    assert_share(changed.flatten(1).any(1), 0.3)
+    assert (erased[changed] == -5).all() and (changed == changed[:, :1]).all()
 
 
 def test_gaussian_noise_has_torchvisions_distribution():
     x = torch.rand(50, 3, 20, 20)
-    for clip in (False, True):
-        ours, theirs = data.GaussianNoise(0.3, clip)(x), v2.GaussianNoise(0, 0.3, clip)(x)
-        assert_same_distribution((ours - x).flatten().numpy(), (theirs - x).flatten().numpy())
-        assert (ours.min() >= 0 and ours.max() <= 1) == clip
-    noise = data.GaussianNoise(0.3)(torch.zeros(50, 3, 20, 20)).flatten(1)
-    correlation = torch.corrcoef(noise) - torch.eye(50)
+    ours, theirs = data.GaussianNoise(0.3)(x) - x, v2.GaussianNoise(0, 0.3, clip=False)(x) - x
+    assert_same_distribution(ours.flatten().numpy(), theirs.flatten().numpy())
+    correlation = torch.corrcoef(ours.flatten(1)) - torch.eye(50)
     assert correlation.abs().max() < 5 / math.sqrt(1200)  # drawn for each image on its own
 
 
 @pytest.mark.parametrize("size", [(40, 40), (24, 36)])
-def test_rotation_is_torchvisions_rotation(monkeypatch, size):
+def test_rotation_is_torchvisions(monkeypatch, size):
     x, angles = torch.rand(5, 3, *size), torch.tensor([-10.0, -3.3, 0.0, 4.7, 10.0])
     monkeypatch.setattr(torch, "rand", lambda n, device: (angles / 10 + 1) / 2)
     for ours, image, angle in zip(data.RandomRotation(10)(x), x, angles):
@@ -299,39 +457,38 @@ def test_rotation_draws_for_each_image():
     rotated = data.RandomRotation(10)(bar)
     slope = (rotated[:, 0, :, 38].argmax(1) - rotated[:, 0, :, 2].argmax(1)) / 36
     degrees = torch.rad2deg(slope.atan())
-    assert degrees.abs().max() < 12 and len(slope.unique()) > 5
-    assert abs(degrees.std().item() - 20 / math.sqrt(12)) < 0.5
+    assert degrees.abs().max() < 12 and abs(degrees.std().item() - 20 / math.sqrt(12)) < 0.5
 
 
-def test_flip_is_the_mirror_image_with_its_probability():
-    x = torch.randint(0, 256, (2000, 3, 6, 6), dtype=torch.uint8)
-    flipped = data.RandomHorizontalFlip(0.3)(x)
-    mirrored = (flipped == v2.functional.horizontal_flip(x)).flatten(1).all(1)
-    assert (mirrored | (flipped == x).flatten(1).all(1)).all()
-    assert abs(mirrored.double().mean().item() - 0.3) < 4 * math.sqrt(0.3 * 0.7 / 2000)
+@pytest.mark.parametrize("kind, side", [(data.RandomHorizontalFlip, 40), (data.FlipPicture, 24)])
+def test_flips_mirror_the_image_or_only_the_picture_with_their_probability(kind, side):
+    x = torch.randint(0, 256, (2000, 3, 40, 40), dtype=torch.uint8)
+    mirrored, before = x.clone(), x.clone()
+    mirrored[..., :side, :side] = v2.functional.horizontal_flip(x[..., :side, :side])
+    y = kind(0.3)(x)
+    same, turned = ((y == other).flatten(1).all(1) for other in (before, mirrored))
+    assert (same ^ turned).all() and torch.equal(x, before)  # the split's own images stay as they are
+    assert_share(turned, 0.3)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 1.0])
 def test_shuffled_digits_change_hands_and_nothing_else(p):
     """Corner i is filled with i: the result tells whose digit each image got."""
-    n, batches = 16, 400
-    x = torch.randint(0, 256, (n, 3, 40, 40), dtype=torch.uint8)
-    x[:, :, 24:, 24:] = torch.arange(n).view(n, 1, 1, 1)
-    before, givers = x.clone(), []
-    for _ in range(batches):
+    n, givers, x = 16, [], torch.randint(0, 256, (16, 3, 40, 40), dtype=torch.uint8)
+    x[..., 24:, 24:] = torch.arange(n).view(n, 1, 1, 1)
+    before = x.clone()
+    for _ in range(400):
         y = data.ShuffleDigits(p)(x)
-        assert torch.equal(x, before)
-        corners = y[:, :, 24:, 24:].flatten(1)
-        assert (corners == corners[:, :1]).all()
-        y[:, :, 24:, 24:] = x[:, :, 24:, 24:]
-        assert torch.equal(y, x)
-        givers.append(corners[:, 0].long())
-        assert torch.equal(givers[-1].sort()[0], torch.arange(n))  # each digit goes to one image
+        giver, expected = y[:, 0, 30, 30].long(), before.clone()
+        for i in range(n):
+            expected[i, :, 24:, 24:] = before[giver[i], :, 24:, 24:]
+        assert torch.equal(y, expected) and torch.equal(x, before)
+        assert sorted(giver.tolist()) == list(range(n))  # each digit goes to one image
+        givers.append(giver)
     givers = torch.stack(givers)
     # an image keeps its digit if it is not chosen, or is the only one that is
-    kept = (1 - p) + p * (1 - p) ** (n - 1)
-    assert abs((givers == torch.arange(n)).double().mean().item() - kept) < 5 * math.sqrt(p * (1 - p) / (n * batches)) + 1e-12
-    # and the others' digits come to it alike often: chi-squared of 16 * 15 pairs, less than 5 standard deviations off
+    assert_share(givers == torch.arange(n), (1 - p) + p * (1 - p) ** (n - 1))
+    # and the others' digits come to it alike often: chi-squared of 16 * 15 pairs, less than 5 deviations off
     pairs = torch.bincount((torch.arange(n) * n + givers).flatten(), minlength=n * n).view(n, n).double()
     others = pairs[~torch.eye(n, dtype=torch.bool)]
     assert ((others - others.mean()) ** 2 / others.mean()).sum() < 240 + 5 * math.sqrt(2 * 240)
@@ -339,59 +496,36 @@ def test_shuffled_digits_change_hands_and_nothing_else(p):
 
 def test_shift_moves_the_picture_and_repeats_its_border():
     x = torch.randint(0, 256, (300, 3, 40, 40), dtype=torch.uint8)
-    y = data.ShiftPicture(2)(x)
-    seen = {}
-    for before, after in zip(x, y):
-        moves = [(down, right) for down in range(-2, 3) for right in range(-2, 3)
-                 if torch.equal(after[:, 2:22, 2:22], before[:, 2 - down:22 - down, 2 - right:22 - right])]
+    before, shifted, seen = x.clone(), data.ShiftPicture(2)(x), []
+    for image, moved in zip(x.numpy(), shifted.numpy()):
+        padded = np.pad(image[:, :24, :24], ((0, 0), (2, 2), (2, 2)), mode="edge")
+        moves = [(i, j) for i in range(5) for j in range(5)
+                 if (padded[:, i:i + 24, j:j + 24] == moved[:, :24, :24]).all()]
         assert len(moves) == 1
-        down, right = moves[0]
-        seen[moves[0]] = seen.get(moves[0], 0) + 1
-        for r in range(24):
-            for c in (0, 1, 12, 22, 23):
-                assert torch.equal(after[:, r, c], before[:, min(max(r - down, 0), 23), min(max(c - right, 0), 23)])
-    assert len(seen) == 25 and max(seen.values()) < 40  # 12 expected
-    x[:, :, :24, :24] = y[:, :, :24, :24] = 0
-    assert torch.equal(x, y)
+        seen += moves
+    assert len(set(seen)) == 25 and max(map(seen.count, seen)) < 40  # each move about 12 times
+    assert torch.equal(x, before)
+    x[..., :24, :24] = shifted[..., :24, :24] = 0
+    assert torch.equal(x, shifted)
 
 
-def test_flip_picture_mirrors_the_picture_in_place():
-    x = torch.randint(0, 256, (2000, 3, 40, 40), dtype=torch.uint8)
-    before = x.clone()
-    y = data.FlipPicture(0.3)(x)
-    mirrored = torch.from_numpy(np.ascontiguousarray(x.numpy()[:, :, :24, 23::-1]))
-    same, turned = ((y[:, :, :24, :24] == other).flatten(1).all(1) for other in (x[:, :, :24, :24], mirrored))
-    assert (same ^ turned).all()
-    assert abs(turned.double().mean().item() - 0.3) < 5 * math.sqrt(0.3 * 0.7 / 2000)
-    assert torch.equal(x, before)  # the split's own images stay as they are
-    x[:, :, :24, :24] = y[:, :, :24, :24] = 0
-    assert torch.equal(x, y)
-
-
-@pytest.mark.parametrize("size", [8, 20, 24])
-def test_shrink_averages_the_pixels_each_new_one_covers(size):
-    x = torch.rand(2, 3, 40, 40)
-    y = data.Shrink(size)(x)
-    assert y.shape == (2, 3, size, size)
-    for r in range(size):
-        for c in range(size):
-            rows, columns = (range(i * 40 // size, -(-(i + 1) * 40 // size)) for i in (r, c))
-            covered = torch.stack([x[:, :, i, j] for i in rows for j in columns])
-            torch.testing.assert_close(y[:, :, r, c], covered.mean(0))
-
-
-def test_pipeline_matches_torchvision_and_keeps_the_reports_order():
+def test_the_pipeline_is_torchvisions_in_the_reports_order():
     x = torch.randint(0, 256, (8, 3, 40, 40), dtype=torch.uint8)
-    handout = [0.438, 0.435, 0.422], [0.228, 0.225, 0.231]  # its means and standard deviations
-    oracle = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(*handout)])
-    torch.testing.assert_close(data.apply(data.augmentation(flip=0), x), oracle(x))
+    oracle = v2.Compose([v2.ToDtype(torch.float32, scale=True),
+                         v2.Normalize([0.438, 0.435, 0.422], [0.228, 0.225, 0.231])])  # the handout's numbers
+
+    def ours(images, **settings):
+        return data.apply(data.augmentation(**settings), images)
+    torch.testing.assert_close(ours(x, flip=0), oracle(x))
+    # what knows where the picture is comes before the flip
+    mirrored = x.clone()
+    mirrored[..., :24, :24] = x[..., :24, :24].flip(3)
+    torch.testing.assert_close(ours(x, flip=1, flip_picture=1), oracle(mirrored.flip(3)))
+    # rotation comes before normalizing: what it brings in is black
+    corner = ours(torch.full_like(x, 255), flip=0, rotate=45)[:, 0, 0, 0]
+    black, white = (torch.isclose(corner, oracle(torch.full_like(x, v))[:, 0, 0, 0]) for v in (0, 255))
+    assert (black ^ white).all() and black.any()
     # noise comes after normalizing: its standard deviation in the result is sigma, not sigma / std
-    noisy = data.apply(data.augmentation(flip=0, noise=0.05), x)
-    assert abs((noisy - oracle(x)).std().item() - 0.05) < 0.001
+    assert abs((ours(x, flip=0, noise=0.05) - oracle(x)).std().item() - 0.05) < 0.001
     # erasing comes last: it fills with exactly 0
-    erased = data.apply(data.augmentation(flip=0, noise=0.05, erase=1.0), x)
-    assert ((erased == 0).flatten(1).sum(1) > 3 * 20).all()
-    names = [getattr(step, "__name__", type(step).__name__) for step in data.augmentation(0.5, 5, 0.05, 0.3,
-                                                                                            shuffle_digits=1, shift=1,
-                                                                                            flip_picture=0.5)]
-    assert names == ["ShuffleDigits", "ShiftPicture", "FlipPicture", "RandomHorizontalFlip", "to_float", "RandomRotation", "Normalize", "GaussianNoise", "RandomErasing"]
+    assert ((ours(x, flip=0, noise=0.05, erase=1.0) == 0).flatten(1).sum(1) > 3 * 20).all()

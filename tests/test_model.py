@@ -9,25 +9,24 @@ from utils import Dropout
 
 
 def handout(state, x, factors):
-    """The handout's forward pass in evaluation mode, from a state dict, each block's map multiplied by a factor, as
-    dropout does; the logits, and the maps before that."""
+    """The handout's forward pass in evaluation mode, from a state dict; each block's map is multiplied by a
+    factor, as dropout does. The logits, and the maps before that."""
     maps = []
     for n, factor in zip(range(1, 6), factors):
         x = F.conv2d(x, state[f"conv{n}.weight"], state[f"conv{n}.bias"], padding="same")
         if n < 5:
-            mean, var = state[f"bn{n}.running_mean"], state[f"bn{n}.running_var"]
-            x = (x - mean.view(-1, 1, 1)) / (var.view(-1, 1, 1) + 1e-5).sqrt()
-            x = (x * state[f"bn{n}.weight"].view(-1, 1, 1) + state[f"bn{n}.bias"].view(-1, 1, 1)).clamp(min=0)
+            norm = (state[f"bn{n}.{name}"] for name in ("running_mean", "running_var", "weight", "bias"))
+            x = F.batch_norm(x, *norm).clamp(min=0)
         maps.append(x)
         x = x * factor
         if n in (2, 3, 4):
-            x = x.unfold(2, 2, 2).unfold(3, 2, 2).amax((4, 5))
-    return x.flatten(2).mean(2) @ state["fc.weight"].T + state["fc.bias"], maps
+            x = F.max_pool2d(x, 2)
+    return x.mean((2, 3)) @ state["fc.weight"].T + state["fc.bias"], maps
 
 
 @pytest.mark.parametrize("height, width", [(40, 40), (24, 36), (8, 8)])
 def test_the_reports_network_has_95882_parameters_and_is_the_handouts(height, width):
-    """Layers, kernels, channels, the forward pass, and a dropout of each block after its ReLU, before its pool."""
+    """Layers, kernels, channels, forward pass, and each block's dropout after ReLU and before pool."""
     net = CNN(5, 0.5)
     assert sum(p.numel() for p in net.parameters()) == 95_882
     shapes = {f"conv{n}": (c, before, k, k) for n, c, before, k in (
@@ -65,7 +64,7 @@ def test_maps_come_with_the_same_logits():
 
 @pytest.mark.parametrize("n", range(6))
 def test_dropout_acts_after_the_last_n_blocks_only(n):
-    """In training mode, by what comes out of each dropout: values as they are, or zeros and doubled values."""
+    """In training mode, by what comes out of each dropout: what went in, or zeros and doubled values."""
     net, acted, sizes = CNN(n, 0.5).train(), [], []
 
     def look(_, inputs, output):
@@ -85,12 +84,9 @@ def test_dropout_acts_after_the_last_n_blocks_only(n):
 
 
 def test_evaluation_mode_has_no_dropout():
-    with_dropout, without, x = CNN(5, 0.5), CNN(0), torch.randn(2, 3, 40, 40)
-    with_dropout.load_state_dict(without.state_dict())
-    assert not torch.equal(with_dropout(x), with_dropout(x))
-    for net in (with_dropout, without):
-        net.eval()
-    assert torch.equal(with_dropout(x), without(x))
+    dropped, plain, x = CNN(5, 0.5).eval(), CNN(0).eval(), torch.randn(2, 3, 40, 40)
+    dropped.load_state_dict(plain.state_dict())
+    assert torch.equal(dropped(x), plain(x))
 
 
 def test_a_state_dict_is_the_same_whatever_the_dropout():
@@ -104,7 +100,7 @@ def test_autocast_stays_in_bfloat16_through_dropout():
     net, seen = CNN(5, 0.1).train(), []
     for layer in net.modules():
         if isinstance(layer, nn.Dropout):
-            layer.register_forward_hook(lambda _, inputs, output: seen.extend((inputs[0].dtype, output.dtype)))
+            layer.register_forward_hook(lambda _, x, y: seen.extend([x[0].dtype, y.dtype]))
     with torch.autocast("cpu", torch.bfloat16):
         net(torch.randn(2, 3, 40, 40))
     assert set(seen) == {torch.bfloat16}

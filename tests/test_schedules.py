@@ -1,11 +1,12 @@
-"""The learning rates against torch's own schedulers, and the optimizers against torch's and a decomposition."""
+"""The learning rates against torch's schedulers, the optimizers against torch's and a decomposition."""
 import functools
 
 import pytest
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, OneCycleLR, SequentialLR, StepLR
 
-from schedules import OPTIMIZERS, SCHEDULES, Muon, learning_rate, make_optimizer, orthogonal, set_learning_rate
+import schedules
+from schedules import SCHEDULES, Muon, learning_rate, make_optimizer, orthogonal, set_learning_rate
 
 
 # ---------------------------------------------------------------- schedules
@@ -46,8 +47,9 @@ def test_cosine_is_torchs(epochs):
 @pytest.mark.parametrize("epochs, warmup", [(60, 10), (50, 5), (6, 1), (4, 3)])
 def test_warmup_cosine_is_torchs_linear_then_cosine(epochs, warmup):
     optimizer = sgd()
-    parts = [LinearLR(optimizer, 0.1, total_iters=warmup), CosineAnnealingLR(optimizer, epochs - warmup, 1e-5)]
-    expected = stepped(optimizer, SequentialLR(optimizer, parts, [warmup]), epochs)
+    linear = LinearLR(optimizer, 0.1, total_iters=warmup)
+    cosine = CosineAnnealingLR(optimizer, epochs - warmup, 1e-5)
+    expected = stepped(optimizer, SequentialLR(optimizer, [linear, cosine], [warmup]), epochs)
     assert ours("warmup_cosine", epochs, lr_min=1e-5, warmup_epochs=warmup) == pytest.approx(expected)
 
 
@@ -119,9 +121,10 @@ def test_muon_is_torchs_on_the_kernels_and_adamw_on_the_rest():
     (torch.optim.SGD, 0.75, 0.5125), (functools.partial(torch.optim.SGD, momentum=0.9), 0.75, 0.2875),
     (torch.optim.RMSprop, 0.0, None), (torch.optim.Adam, 0.9, None)])
 def test_another_of_torchs_optimizers_is_one_entry_more(monkeypatch, kind, first, second):
-    """From 1 with the gradient 2, lr 0.1 and a weight decay of 0.5. SGD: down by 0.1 * 2.5, then by 0.1 * 2.375, with
-    momentum by 0.9 * 0.25 more. RMSprop: by 0.1 * 2.5 over 0.1 * 2.5, the root of its mean square. Adam: by 0.1."""
-    monkeypatch.setitem(OPTIMIZERS, "other", kind)
+    """From 1 with the gradient 2, lr 0.1 and a weight decay of 0.5. SGD: down by 0.1 * 2.5, then by
+    0.1 * 2.375, with momentum by 0.9 * 0.25 more. RMSprop: by 0.1 * 2.5 over the root mean square, 0.1 * 2.5.
+    Adam: by 0.1."""
+    monkeypatch.setitem(schedules.OPTIMIZERS, "other", kind)
     model = torch.nn.Linear(1, 1, bias=False)
     model.weight.data.fill_(1)
     optimizer = make_optimizer("other", model, 0.1, weight_decay=0.5)
