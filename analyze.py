@@ -298,7 +298,7 @@ def draw_shortcut(split, predictions, groups, rows, classes, source, out):
         of_class = right[:, split.labels.cpu() == label].mean(1)
         others = (of_class[:10].sum() - of_class[label]) / 9
         for i, (acc, color) in enumerate(((of_class[label], "C2"), (others, "C3"), (of_class[10], "C7"))):
-            axes[1, 1].barh(label + 0.27 * (i - 1), acc, 0.27, color=color)
+            axes[1, 1].barh(label + 0.27 * (i - 1), float(acc), 0.27, color=color)
     axes[1, 1].set(title="the digit exchanged: accuracy", xlabel="accuracy (%)", xlim=(0, 100),
                    yticks=range(10), yticklabels=names)
     axes[1, 1].invert_yaxis()
@@ -366,7 +366,7 @@ def analyze(args):
     logits, image_norms = map_norms(model, val.images)
     layers = chosen_layers(args.layer, len(image_norms))
     norms = class_means(image_norms, val.labels)
-    torch.manual_seed(trained["seed"] if isinstance(trained.get("seed"), int) else 0)
+    torch.manual_seed(stored_number(trained, "seed", int, 2**32 - 1) or 0)
     fresh = CNN().to(device, memory_format=torch.channels_last)  # the control: how training began
     untrained = class_means(map_norms(fresh, val.images)[1], val.labels)
     scores = score(logits, val)
@@ -383,7 +383,7 @@ def analyze(args):
 
     remove_old(out)
     by_digit = [None] * len(norms)
-    if (val.digits >= 0).all():
+    if digits_are_known(val):
         by_digit = class_means(image_norms, val.digits)
         more = analyze_shortcut(model, val, logits, scores, classes, source, out)
         for layer in (1, len(norms)):
@@ -407,11 +407,24 @@ def load_as_trained(args, trained):
     """The splits that the network was trained with, where `args` do not ask for others."""
     if course_folder(Path(args.data_dir)):  # there nothing is drawn
         return load_splits(args.data_dir, seed=args.data_seed or 0)
-    match_prob, seed = trained.get("match_prob"), trained.get("data_seed")
-    if args.data_seed is not None:
-        seed = args.data_seed
-    return load_splits(args.data_dir, match_prob if isinstance(match_prob, float) else None,
-                       seed if isinstance(seed, int) else 0)
+    seed = args.data_seed
+    if seed is None:
+        seed = stored_number(trained, "data_seed", int, 2**32 - 1) or 0
+    return load_splits(args.data_dir, stored_number(trained, "match_prob", float, 1), seed)
+
+
+def stored_number(trained, key, kind, high):
+    """A setting of the checkpoint; None where it is not there or makes no sense."""
+    value = trained.get(key)
+    return value if isinstance(value, kind) and 0 <= value <= high else None
+
+
+def digits_are_known(split):
+    """Whether each of the ten digits is there, as the shortcut's part needs; says so where only some are."""
+    there = [digit for digit in range(10) if (split.digits == digit).any()]
+    if 0 < len(there) < 10:
+        print(f"note: the validation images have only the digits {there}: the shortcut is not measured")
+    return len(there) == 10
 
 
 def chosen_layers(names, depth):
@@ -434,10 +447,11 @@ def doubts(checkpoint, trained, splits, val_acc):
                   "these validation images may be its training images"]
     elif "fingerprint" in trained and isinstance(stored, float):
         if abs(stored - val_acc) > (1 if trained.get("amp") else 0.2):
-            lines += [f"note: the checkpoint says val_acc {stored:.2f}: model.py or data.py has changed since "
-                      "it was trained"]
-    if checkpoint.get("classes", list(splits.classes)) != list(splits.classes):
-        lines += [f"note: the network was trained on other classes: {checkpoint['classes']}"]
+            lines += [f"note: the checkpoint says val_acc {stored:.2f}: model.py or data.py has changed "
+                      "since it was trained"]
+    classes = checkpoint.get("classes", splits.classes)
+    if not isinstance(classes, (list, tuple)) or tuple(classes) != splits.classes:
+        lines += [f"note: the network was trained on other classes: {classes}"]
     return lines
 
 
@@ -477,7 +491,7 @@ def main():
     parser.add_argument("--out", metavar="DIR", type=os.path.expanduser,
                         help="folder of the figures (default: the checkpoint's folder)")
     add_data_dir(parser)
-    parser.add_argument("--data-seed", metavar="N", type=number(int, 0, 10**9),
+    parser.add_argument("--data-seed", metavar="N", type=number(int, 0, 2**32 - 1),
                         help="seed of what is drawn of the data, see train.py (default: the checkpoint's)")
     parser.add_argument("--device", default="auto",
                         help="auto (cuda, mps or cpu), or a torch device (default: auto)")

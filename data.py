@@ -194,23 +194,22 @@ def sha256(images):
 # ---------------------------------------------------------------- readers
 CIFAR_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 CIFAR_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
-CIFAR_TRAIN = [f"cifar-10-batches-bin/data_batch_{i}.bin" for i in range(1, 6)]
-CIFAR_TEST = "cifar-10-batches-bin/test_batch.bin"
+CIFAR_FILES = [f"cifar-10-batches-bin/{name}.bin" for name in (
+    "data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch")]
 MNIST_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
 
 
 def missing_files(data_dir):
-    """The names of the files that have to be downloaded, archives included."""
+    """The names of the files that are neither there nor there in another form."""
     missing = []
     if not (data_dir / "cifar-10-batches-py").is_dir():
-        missing += [name for name in (*CIFAR_TRAIN, CIFAR_TEST) if not (data_dir / name).is_file()]
+        missing += [name for name in CIFAR_FILES if not (data_dir / name).is_file()]
     return missing + [f"MNIST/raw/{name}" for name in MNIST_FILES
                       if not any((data_dir / "MNIST/raw" / f"{name}{end}").is_file() for end in ("", ".gz"))]
 
 
 def download_missing(data_dir):
-    """Fetch the files of CIFAR-10 and MNIST that are missing into `data_dir`, each checked against its
-    MD5."""
+    """Fetch what is missing of CIFAR-10 and MNIST into `data_dir`, each file checked against its MD5."""
     missing = missing_files(data_dir)
     if not missing:
         return
@@ -220,6 +219,7 @@ def download_missing(data_dir):
         raise UserError(f"there is no folder {data_dir}. {layouts}. To download into it, create it first")
     from torchvision.datasets import MNIST, utils  # here, since it takes two seconds to import
     print(f"downloading into {data_dir}: {', '.join(missing)}", flush=True)
+    new = [folder for folder in (data_dir / "MNIST/raw", data_dir / "MNIST", data_dir) if not folder.exists()]
     try:
         if any(name.startswith("cifar") for name in missing):
             utils.download_and_extract_archive(CIFAR_URL, data_dir, md5=CIFAR_MD5)
@@ -227,21 +227,20 @@ def download_missing(data_dir):
             if any(path.endswith(name.removesuffix(".gz")) for path in missing):
                 utils.download_url(MNIST.mirrors[0] + name, data_dir / "MNIST/raw", md5=md5)
     except (OSError, RuntimeError) as error:  # URLError is an OSError; RuntimeError: a wrong checksum
-        for folder in (data_dir / "MNIST/raw", data_dir / "MNIST", data_dir):
+        for folder in new:
             with contextlib.suppress(OSError):
-                folder.rmdir()  # made for the download, and empty
+                folder.rmdir()  # only where it is empty
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        raise UserError(f"missing in {data_dir}: {', '.join(missing_files(data_dir))}; the download failed "
-                        f"({reason}). {layouts}. 'bash experiments.sh demo' needs no download") from None
+        raise UserError(f"missing in {data_dir}: {', '.join(missing)}; the download failed ({reason}). "
+                        f"{layouts}. 'bash experiments.sh demo' needs no download") from None
 
 
 def read_cifar(data_dir):
-    """CIFAR-10, the binary version or, where that is not there, the Python version: training images, uint8
-    [N,3,24,24] (tensor, resized), their labels, int64 [N] (numpy), the same of the test images, the ten class
-    names."""
-    if not (data_dir / "cifar-10-batches-bin").is_dir():
+    """CIFAR-10, the binary version or, where that is not whole, the Python version. Returns training images,
+    uint8 [N,3,24,24] (tensor, resized), labels, int64 [N] (numpy), the same for test, and the class names."""
+    if not all((data_dir / name).is_file() for name in CIFAR_FILES):
         return read_python_cifar(data_dir)
-    parts = [read_cifar_file(data_dir / name) for name in (*CIFAR_TRAIN, CIFAR_TEST)]
+    parts = [read_cifar_file(data_dir / name) for name in CIFAR_FILES]
     pictures = torch.cat([part[0] for part in parts[:5]])
     labels = np.concatenate([part[1] for part in parts[:5]])
     names = data_dir / "cifar-10-batches-bin/batches.meta.txt"
@@ -252,8 +251,7 @@ def read_cifar(data_dir):
 
 
 def read_cifar_file(path):
-    """A file of the binary version: records of 1 label byte and 3072 bytes of red, green, blue, each row by
-    row."""
+    """A file of the binary version: records of a label byte and 3072 bytes of red, green and blue rows."""
     raw = np.fromfile(path, dtype=np.uint8)
     if len(raw) == 0 or len(raw) % 3073:
         raise UserError(f"{path} has {len(raw)} bytes, expected a multiple of 3073 (CIFAR-10, binary "
@@ -280,8 +278,8 @@ def read_python_cifar(data_dir):
 
 
 def read_mnist(folder):
-    """MNIST's training files, IDX format, gzipped or not: uint8 [N,1,16,16] (tensor, resized), int64 [N]
-    (numpy)."""
+    """MNIST's training images, uint8 [N,1,16,16] (tensor, resized), and labels, int64 [N] (numpy), from its
+    files in IDX format, gzipped or not."""
     raw = []
     for name, header, per_image in zip(MNIST_FILES, (16, 8), (784, 1)):
         path = folder / name if (folder / name).is_file() else folder / f"{name}.gz"
@@ -304,18 +302,15 @@ def read_mnist(folder):
 
 # ---------------------------------------------------------------- the course's own folder
 def course_folder(data_dir):
-    """The folder that holds the course's train/ and val/: `data_dir`, or one in it where no CIFAR-10 lies;
-    else None."""
-    if (data_dir / "train").is_dir() or (data_dir / "val").is_dir():
-        return data_dir
+    """Where the course's train/ or val/ is: `data_dir`, a folder in it if it has no CIFAR-10, or None."""
+    folders = [data_dir]
     if data_dir.is_dir() and not any(data_dir.glob("cifar-10-batches-*")):
-        return next((path for path in sorted(data_dir.iterdir()) if (path / "train").is_dir()), None)
-    return None
+        folders += sorted(data_dir.iterdir())
+    return next((path for path in folders if (path / "train").is_dir() or (path / "val").is_dir()), None)
 
 
 def load_course_folder(folder):
-    """The course's layout, {train,val}/<class>/*.png; classes in the order of their folders' names, digits
-    -1."""
+    """The course's layout, {train,val}/<class>/*.png; classes in the order of their names, digits -1."""
     def visible(path):
         return sorted(p for p in path.iterdir() if not p.name.startswith(".")) if path.is_dir() else []
 
@@ -341,8 +336,7 @@ def load_course_folder(folder):
 
 
 def image_files(folder):
-    """The image files of `folder` by name; hidden files (.DS_Store, ._1.png) and others (Thumbs.db) are
-    passed over."""
+    """The image files of `folder` by name, without hidden ones (._1.png) and other files (Thumbs.db)."""
     from torchvision.datasets.folder import is_image_file
     return sorted(path for path in Path(folder).glob("*")
                   if is_image_file(path.name) and not path.name.startswith("."))
@@ -446,15 +440,11 @@ class RandomRotation:
 
 
 class Normalize:
-    """(x - mean) / std for each channel."""
-
-    def __init__(self, mean=MEAN, std=STD):
-        self.mean, self.std = (torch.tensor(v).view(1, -1, 1, 1) for v in (mean, std))
+    """(x - mean) / std for each channel, with the handout's numbers."""
 
     def __call__(self, x):
-        if self.mean.device != x.device:
-            self.mean, self.std = self.mean.to(x.device), self.std.to(x.device)
-        return (x - self.mean) / self.std
+        mean, std = (x.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+        return (x - mean) / std
 
 
 class GaussianNoise:
@@ -551,49 +541,31 @@ def check(splits):
 
 
 def draw_sheet(splits, path, rows=3):
-    """A labelled contact sheet: a column a class, `rows` rows from train and as many from val."""
-    plt = pyplot()
-    figure, axes = plt.subplots(2 * rows, 10, figsize=(11, 1.3 + 2.55 * rows), layout="constrained")
-    known = (splits.train.digits >= 0).any()
-    figure.suptitle(f"{splits.source}: ten classes" + (", each with a digit in the corner\n"
-                    "green: the digit equals the class's index" if known else ""), fontsize=13)
-    for first, name, split in ((0, "train", splits.train), (rows, "val", splits.val)):
-        for label in range(10):
-            for row, i in enumerate((split.labels == label).nonzero()[:rows, 0].tolist()):
-                axis = axes[first + row, label]
-                axis.imshow(split.images[i].permute(1, 2, 0).numpy())
-                digit = split.digits[i].item()
-                axis.set_xlabel(f"digit {digit}" if digit >= 0 else "", fontsize=10,
-                                color="tab:green" if digit == label else "black")
-        for row in range(first, first + rows):
-            axes[row, 0].set_ylabel(name, fontsize=11)
-    for label, axis in enumerate(axes[0]):
-        axis.set_title(f"{label} {splits.classes[label]}", fontsize=10)
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
+    """A contact sheet: a column a class, `rows` rows from train and as many from val."""
+    figure, axes = pyplot().subplots(2 * rows, 10, figsize=(11, 1.3 + 2.55 * rows), layout="constrained")
+    figure.suptitle(f"{splits.source}: a column a class, an image with its digit in each cell\n"
+                    "green: the digit equals the class's index", fontsize=13)
+    for row in range(2 * rows):
+        name, split = ("train", splits.train) if row < rows else ("val", splits.val)
+        axes[row, 0].set_ylabel(name, fontsize=11)
+        for label, axis in enumerate(axes[row]):
+            of_class = (split.labels == label).nonzero()[:, 0]
+            i = of_class[row % rows % len(of_class)]
+            digit = split.digits[i].item()
+            axis.imshow(split.images[i].permute(1, 2, 0).numpy())
+            axis.set(xticks=[], yticks=[], title=f"{label} {splits.classes[label]}" if row == 0 else "")
+            axis.set_xlabel(f"digit {digit}" if digit >= 0 else "", color="C2" if digit == label else "black")
     save_figure(figure, path)
-
-
-def add_draws(parser):
-    """The flags that decide what is drawn, for train.py too."""
-    parser.add_argument("--match-prob", metavar="P", type=number(float, 0, 1),
-                        help="draw the training digits anew: with probability P the label's, else a uniform "
-                             "one (default: the report's digits, which were drawn with 0.6)")
-    parser.add_argument("--data-seed", metavar="N", type=number(int, 0, 10**9), default=0,
-                        help="seed of all that is drawn: digits with --match-prob, test digits that are not "
-                             "known, everything where the source is not CIFAR-10 and MNIST "
-                             "(default: %(default)s)")
 
 
 def main():
     start = time.perf_counter()
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     add_data_dir(parser)
-    add_draws(parser)
     parser.add_argument("--sheet", metavar="PNG", default="results/sheet.png",
                         help="where the contact sheet goes (default: %(default)s, which git ignores)")
     args = parser.parse_args()
-    splits = load_splits(args.data_dir, args.match_prob, args.data_seed)
+    splits = load_splits(args.data_dir)
     check(splits)
     draw_sheet(splits, args.sheet)
     print(f"drew {args.sheet}; {time.perf_counter() - start:.1f} s, peak memory {peak_memory():.2f} GB")

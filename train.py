@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from data import add_draws, apply, augmentation, load_splits
+from data import apply, augmentation, load_splits
 from model import CNN
 from schedules import EVERY_BATCH, OPTIMIZERS, SCHEDULES, learning_rate, make_optimizer, set_learning_rate
 from utils import (Recorded, UserError, add_data_dir, device_name, keep_freed_memory, load_checkpoint,
@@ -351,7 +351,12 @@ def parse_args(argv=None):
 
     group = parser.add_argument_group("data")
     add_data_dir(group)
-    add_draws(group)
+    flag("--match-prob", type=share,
+         help="draw the training digits anew: with probability X the label's, else a uniform one (default: "
+              "the report's digits, which were drawn with 0.6)")
+    flag("--data-seed", type=number(int, 0, 2**32 - 1), default=0,
+         help="seed of what is drawn: digits with --match-prob, test digits that are not known, everything "
+              "where the source is not CIFAR-10 and MNIST")
     flag("--limit", type=positive, help="train on the first N training images only (default: all)")
 
     group = parser.add_argument_group("files and machine")

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import platform
+import re
 import sys
 
 import torch
@@ -237,10 +238,11 @@ def load_checkpoint(path, device="cpu"):
     if not isinstance(checkpoint["model"], dict):
         raise UserError(f"{path} holds no state dict")
     # DataParallel and torch.compile put a word before each name
-    state = {str(name).removeprefix("module.").removeprefix("_orig_mod."): value
+    state = {re.sub(r"^((module|_orig_mod)\.)+", "", str(name)): value
              for name, value in checkpoint["model"].items()}
     for name, value in state.items():
-        if torch.is_tensor(value) and value.is_floating_point() and not value.isfinite().all():
+        dense = torch.is_tensor(value) and value.layout == torch.strided
+        if dense and value.is_floating_point() and not value.isfinite().all():
             raise UserError(f"{path} has NaN or inf in {name}: its training broke down")
     return {**checkpoint, "model": state}
 
@@ -260,7 +262,7 @@ class Dropout(nn.Dropout):
     64-bit draw decides four values by 16 bits each, so p is exact to 1/65536."""
 
     def forward(self, x):
-        if not (self.training and x.device.type == "cpu" and 1e-5 < self.p < 0.999):
+        if not (self.training and x.device.type == "cpu" and x.ndim == 4 and 1e-5 < self.p < 0.999):
             return super().forward(x) if self.p else x
         n, c, h, w = x.shape
         bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-2**63, None).view(torch.int16)

@@ -1,12 +1,12 @@
-"""Speed of training beside the ordinary loop (tests/ordinary.py), on the same images with the report's final recipe.
+"""Speed of training beside the ordinary loop (tests/ordinary.py): the report's final recipe, the same images.
 
-    python tests/bench.py        about 10 minutes on 2 cores; needs a quiet machine and the data (--data-dir)
+    python tests/bench.py        about 10 minutes on 2 cores; needs a quiet machine and the data
 
-Prints, and writes to results/bench.csv, at batch 16 and 64, in fp32 and bfloat16: images/s of training (the median
-of the rounds, in which the two loops take turns, each measurement in a process of its own); the seconds of an epoch
+Prints, and writes to results/bench.csv, at batch 16 and 64, in fp32 and bfloat16: images/s of training (the
+median of the rounds; the two loops take turns, each measurement in its own process); the seconds of an epoch
 (training, then evaluation of 5,000 training images and the validation images), from the images/s of both; the
-step's GFLOP/s as a share of this machine's matrix product; seconds from the start of train.py to its first step, and
-its peak memory; on a GPU also the memory there.
+step's arithmetic as a share of this machine's matrix product; seconds from the start of train.py to its first
+step, and its peak memory; on a GPU also the memory there.
 """
 import argparse
 import itertools
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -32,16 +33,16 @@ import train  # noqa: E402
 from data import Split, load_splits  # noqa: E402
 from model import CNN  # noqa: E402
 from schedules import make_optimizer  # noqa: E402
-from utils import (Recorded, add_data_dir, device_name, keep_freed_memory, number, pick_device, run,  # noqa: E402
-                   write_csv)
+from utils import Recorded, add_data_dir, device_name, keep_freed_memory, number, pick_device  # noqa: E402
+from utils import run, write_csv  # noqa: E402
 
 WORKERS = (0, 2, 4)  # of the ordinary loop's DataLoader: the fastest counts
 WARM_UP = 5          # batches before the clock starts
 
 
-# ---------------------------------------------------------------- the two loops
 def measure_ordinary(folder, bs, amp, seconds, device, workers):
-    """Images/s of training and of evaluation, and the GB of GPU memory, of tests/ordinary.py's loop."""
+    """Of tests/ordinary.py's loop: images/s of training, GB of GPU memory in it, images/s of evaluation."""
+    warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores
     torch.set_flush_denormal(False)  # as ordinary.py does
     device = torch.device(device)
     augment = [*ordinary.AUGMENT, v2.GaussianNoise(0, 0.05, clip=False), v2.RandomErasing(0.3, (0.02, 0.05))]
@@ -52,8 +53,9 @@ def measure_ordinary(folder, bs, amp, seconds, device, workers):
         model.forward = torch.autocast(device.type, torch.bfloat16)(model.forward)
     training, evaluation = Timed(loader, seconds), Timed(loader, seconds / 2)
     ordinary.train_epoch(model, training, optimizer, device)
+    memory = gpu_memory(device)
     ordinary.evaluate(model, evaluation, device)
-    return training.images_per_s, evaluation.images_per_s, gpu_memory(device)
+    return training.images_per_s, memory, evaluation.images_per_s
 
 
 class Timed:
@@ -80,30 +82,26 @@ def measure_ours(folder, bs, amp, seconds, device):
     device = pick_device(device)
     args = train.parse_args(["--bs", str(bs), *(["--amp"] if amp else [])])
     split = Split(*torch.load(f"{folder}/split.pt")).to(device)
-    if device.type == "cpu":
-        split = split.first(train.AHEAD)  # a second's work
-    split = split.first(len(split.labels) // bs * bs)
+    n = min(len(split.labels), 100_000 if device.type == "cuda" else train.AHEAD)  # about a second's work
+    split = split.first(n // bs * bs)
     keep_freed_memory()
     torch.backends.cudnn.deterministic = True
     augment, recorded = train.augmentation_of(args, split), Recorded()
     model = CNN(args.dropout_last, args.dropout_p).to(device, memory_format=torch.channels_last)
     optimizer = make_optimizer(args.optimizer, model, args.lr, args.weight_decay)
 
-    def training(split):
-        train.train_epoch(model, optimizer, split, augment, args, 1, recorded).cpu()
-
-    def evaluation(split):
-        train.evaluate(model, split, augment, args.amp)
-
     def images_per_s(work, seconds):
         work(split.first(WARM_UP * bs))
-        images, start = 0, time.perf_counter()
+        passes, start = 0, time.perf_counter()
         while time.perf_counter() - start < seconds:
             work(split)
-            images += len(split.labels)
-        return images / (time.perf_counter() - start)
+            passes += 1
+        return passes * len(split.labels) / (time.perf_counter() - start)
 
-    return images_per_s(training, seconds), images_per_s(evaluation, seconds / 2), gpu_memory(device)
+    trained = images_per_s(  # .cpu() waits for the device
+        lambda part: train.train_epoch(model, optimizer, part, augment, args, 1, recorded).cpu(), seconds)
+    memory = gpu_memory(device)
+    return trained, memory, images_per_s(lambda part: train.evaluate(model, part, augment, amp), seconds / 2)
 
 
 def gpu_memory(device):
@@ -111,36 +109,32 @@ def gpu_memory(device):
 
 
 def in_own_process(function, *args):
-    """`function(*args)` in a new process, so that what one loop does to its memory is not the other's gain."""
+    """`function(*args)` in a new process: what one loop does to its memory is not the other's gain."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
         return executor.submit(function, *args).result()
 
 
-# ---------------------------------------------------------------- the machine, and train.py as a whole
-def step_gflop():
-    """Arithmetic of a training step, forward and backward, in GFLOP an image."""
-    with FlopCounterMode(display=False) as counter:
+def share_of_matmul(images_per_s, dtype, device):
+    """The arithmetic of training as a share of what a large matrix product does here (best of five; on a GPU
+    fp32 means TF32, as in its convolutions)."""
+    with FlopCounterMode(display=False) as step:
         F.cross_entropy(CNN()(torch.randn(2, 3, 40, 40)), torch.tensor([0, 1])).backward()
-    return counter.get_total_flops() / 2 / 1e9
-
-
-def matmul_gflop_per_s(dtype, device):
-    """The best of five products; on a GPU fp32 means TF32, which is what its convolutions use."""
     n, seconds = 1024 if device.type == "cpu" else 8192, math.inf
     a, b = torch.randn(2, n, n, device=device).to(dtype)
     for _ in range(5):
         start = time.perf_counter()
         (a @ b)[0, 0].item()  # waits for the device
         seconds = min(seconds, time.perf_counter() - start)
-    return 2 * n ** 3 / seconds / 1e9
+    return images_per_s * step.get_total_flops() / 2 / (2 * n ** 3 / seconds)
 
 
 def start_and_memory(args):
     """Seconds from the start of train.py to its first step, and its peak memory over an epoch, in GB."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        process = subprocess.Popen([sys.executable, train.__file__, "--epochs", "1", "--limit", "5000", "--out", folder,
-                                    "--data-dir", args.data_dir, "--device", args.device], stdout=subprocess.PIPE)
+        command = [sys.executable, train.__file__, "--data-dir", args.data_dir, "--device", args.device,
+                   "--epochs", "1", "--limit", "5000", "--out", folder]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE)
         for line in process.stdout:
             if b" training and " in line:  # its last line before the first step
                 seconds = time.perf_counter() - start
@@ -149,58 +143,57 @@ def start_and_memory(args):
     return seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6  # kB on Linux
 
 
-# ---------------------------------------------------------------- the table
-def compare(folder, bs, amp, workers, args, device, images, evaluated):
-    """A row of bench.csv. An epoch trains on `images` images and evaluates `evaluated`."""
-    common = folder, bs, amp, args.seconds, device.type if args.device == "auto" else args.device
+def compare(folder, bs, amp, workers, args, device, splits):
+    """A row of bench.csv."""
+    common = folder, bs, amp, args.seconds, str(device)
     rounds = [(in_own_process(measure_ordinary, *common, workers), in_own_process(measure_ours, *common))
               for _ in range(args.rounds)]
-    (usual, usual_evaluation, usual_gpu), (ours, evaluation, gpu) = (
+    (usual, usual_gpu, usual_evaluation), (ours, gpu, evaluation) = (
         [statistics.median(values) for values in zip(*results)] for results in zip(*rounds))
-    usual_epoch = images / usual + evaluated / usual_evaluation
-    epoch = images / ours + evaluated / evaluation
-    peak = matmul_gflop_per_s(torch.bfloat16 if amp else torch.float32, device)
+    images = len(splits.train.labels)
+    evaluated = min(images, train.TRAIN_EVAL) + len(splits.val.labels)
+    usual_epoch, epoch = images / usual + evaluated / usual_evaluation, images / ours + evaluated / evaluation
     return {"bs": bs, "precision": "bf16" if amp else "fp32", "ordinary_workers": workers,
             "ordinary_images_per_s": usual, "images_per_s": ours, "times_ordinary": ours / usual,
             "ordinary_epoch_s": usual_epoch, "epoch_s": epoch, "epoch_times_ordinary": usual_epoch / epoch,
-            "share_of_matmul": ours * step_gflop() / peak, "matmul_gflop_per_s": peak,
+            "share_of_matmul": share_of_matmul(ours, torch.bfloat16 if amp else torch.float32, device),
             "ordinary_gpu_gb": usual_gpu, "gpu_gb": gpu,
-            "ordinary_rounds": " ".join(f"{result[0][0]:.0f}" for result in rounds),
-            "rounds": " ".join(f"{result[1][0]:.0f}" for result in rounds)}
+            "ordinary_rounds": " ".join(f"{usual[0]:.0f}" for usual, _ in rounds),
+            "rounds": " ".join(f"{ours[0]:.0f}" for _, ours in rounds)}
+
+
+def show(row):
+    print("  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+                    for key, value in row.items()), flush=True)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    flag, default = parser.add_argument, " (default: %(default)s)"
     add_data_dir(parser)
-    parser.add_argument("--device", default="auto",
-                        help="auto (cuda, mps or cpu), or a torch device (default: %(default)s)")
-    parser.add_argument("--seconds", metavar="S", type=number(float, 0, open_low=True), default=6,
-                        help="length of a measurement of training, s; of evaluation half of it (default: %(default)s)")
-    parser.add_argument("--rounds", metavar="N", type=number(int, 1), default=3,
-                        help="measurements of each loop, of which the median counts (default: %(default)s)")
-    parser.add_argument("--out", metavar="CSV", default="results/bench.csv",
-                        help="file of the results (default: %(default)s)")
+    flag("--device", default="auto", help="auto (cuda, mps or cpu), or a torch device" + default)
+    flag("--seconds", metavar="S", type=number(float, 0, open_low=True), default=6.0,
+         help="least length of a measurement of training, s; of evaluation it is half" + default)
+    flag("--rounds", metavar="N", type=number(int, 1), default=3, help="rounds; the median counts" + default)
+    flag("--out", metavar="CSV", default="results/bench.csv", help="file of the results" + default)
     args = parser.parse_args()
-    torch.backends.cuda.matmul.allow_tf32 = True  # see matmul_gflop_per_s
-    device = pick_device(args.device)
-    seconds, memory = start_and_memory(args)
-    splits, rows = load_splits(args.data_dir), []
-    images, val_images = len(splits.train.labels), len(splits.val.labels)
-    evaluated = min(images, train.TRAIN_EVAL) + val_images
+    torch.backends.cuda.matmul.allow_tf32 = True  # see share_of_matmul
+    device, rows = pick_device(args.device), []
+    (seconds, memory), splits = start_and_memory(args), load_splits(args.data_dir)
     about = {"seconds_to_first_step": seconds, "peak_memory_gb": memory, "images": splits.source,
              "hardware": device_name(device), "torch": torch.__version__}
-    print("  ".join(f"{key} {value}" for key, value in about.items()), flush=True)
+    show(about)
     with tempfile.TemporaryDirectory() as folder:
         ordinary.write_images(splits.train, f"{folder}/train")
         torch.save(tuple(splits.train), f"{folder}/split.pt")
         for bs in (16, 64):
-            speeds = {workers: in_own_process(measure_ordinary, folder, bs, False, args.seconds, device.type, workers)[0]
-                      for workers in WORKERS}
-            print(f"ordinary loop, batch {bs}, by workers: {speeds}", flush=True)
+            common = folder, bs, False, args.seconds, str(device)
+            speeds = {n: in_own_process(measure_ordinary, *common, n)[0] for n in WORKERS}
+            show({"bs": bs} | {f"ordinary_{n}_workers": speed for n, speed in speeds.items()})
             for amp in (False, True):
-                rows.append(compare(folder, bs, amp, max(speeds, key=speeds.get), args, device, images, evaluated) | about)
-                print("  ".join(f"{key} {value}" for key, value in rows[-1].items() if key not in about), flush=True)
-                write_csv(args.out, rows)  # a bench that is cut short keeps its rows
+                rows.append(compare(folder, bs, amp, max(speeds, key=speeds.get), args, device, splits))
+                show(rows[-1])
+                write_csv(args.out, [row | about for row in rows])
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from data import CIFAR_TEST, CIFAR_TRAIN, MNIST_FILES  # noqa: E402
+from data import CIFAR_FILES, MNIST_FILES  # noqa: E402
 from utils import UserError, atomic, run, write_text  # noqa: E402
 
 CLASSES = ("disc", "square", "triangle", "ring", "cross", "stripes", "bars", "checks", "dots", "diagonals")
@@ -22,17 +22,19 @@ GLYPHS = ("01110 10001 10011 10101 11001 10001 01110", "00100 01100 00100 00100 
 
 
 def draw_shape(label, rng):
-    """One 'CIFAR' image, uint8 [3,32,32]: the shape or texture `label` in random colours, size and place, with noise."""
+    """One 'CIFAR' image, uint8 [3,32,32]: the shape or texture `label` in random colours, size and place,
+    with noise."""
     y, x = np.mgrid[:32, :32].astype(float)
     x, y = x - rng.uniform(11, 21), y - rng.uniform(11, 21)
     turn = rng.uniform(-0.25, 0.25)
     x, y = x * math.cos(turn) + y * math.sin(turn), y * math.cos(turn) - x * math.sin(turn)
     r, size, period = np.hypot(x, y), rng.uniform(6, 11), rng.uniform(5, 9)
     across, down, diagonal = ((v % period) < period / 2 for v in (x, y, (x + y) / math.sqrt(2)))
-    inside = (r < size, np.maximum(abs(x), abs(y)) < 0.85 * size, (y > -size) & (y < size) & (abs(x) < (y + size) / 2),
+    inside = (r < size, np.maximum(
+        abs(x), abs(y)) < 0.85 * size, (y > -size) & (y < size) & (abs(x) < (y + size) / 2),
               (r < size) & (r > 0.55 * size), (np.minimum(abs(x), abs(y)) < 0.3 * size) & (r < 1.2 * size),
-              down, across, across ^ down, np.hypot(x % period - period / 2, y % period - period / 2) < 0.3 * period,
-              diagonal)[label]
+              down, across, across ^ down, np.hypot(x % period - period / 2,
+                                                    y % period - period / 2) < 0.3 * period, diagonal)[label]
     back, front = rng.uniform(0, 255, (2, 3, 1, 1))
     while abs(back - front).mean() < 35:
         front = rng.uniform(0, 255, (3, 1, 1))
@@ -41,7 +43,8 @@ def draw_shape(label, rng):
 
 
 def draw_digit(digit, rng):
-    """One 'MNIST' image, uint8 [28,28]: the 5x7 glyph of `digit`, three pixels a dot, in random place and strength."""
+    """One 'MNIST' image, uint8 [28,28]: the 5x7 glyph of `digit`, three pixels a dot, in random place and
+    strength."""
     glyph = np.array([[int(dot) for dot in row] for row in GLYPHS[digit].split()])
     image = np.zeros((28, 28))
     top, left = rng.randint(1, 7), rng.randint(3, 11)
@@ -50,13 +53,15 @@ def draw_digit(digit, rng):
 
 
 def write_synthetic(folder, train=3000, test=500, seed=0):
-    """Write `train` and `test` records of 'CIFAR-10' (binary version), and `train` digits of 'MNIST', into `folder`.
-    UserError where other data lie there."""
+    """Write `train` and `test` records of 'CIFAR-10' (binary version), and `train` digits of 'MNIST', into
+    `folder`. UserError where other data lie there."""
     folder, rng = Path(folder), np.random.RandomState(seed)
     note = folder / "SYNTHETIC.txt"  # data.py looks for it, and says in titles what the images are
-    if (folder / CIFAR_TRAIN[0]).exists() and not note.exists():
+    if (folder / CIFAR_FILES[0]).exists() and not note.exists():
         raise UserError(f"{folder} holds other data already: name another folder")
-    write_text(note, "Drawn by 'python tests/synthetic.py': a stand-in for CIFAR-10 and MNIST, not those data sets.\n")
+    write_text(
+        note,
+        "Drawn by 'python tests/synthetic.py': a stand-in for CIFAR-10 and MNIST, not those data sets.\n")
     write_text(folder / "cifar-10-batches-bin/batches.meta.txt", "\n".join(CLASSES) + "\n")
 
     def write(name, content):
@@ -68,9 +73,9 @@ def write_synthetic(folder, train=3000, test=500, seed=0):
         return [bytes([label]) + draw_shape(label, rng).tobytes() for label in labels]
 
     records = cifar_records(train)
-    for i, name in enumerate(CIFAR_TRAIN):
+    for i, name in enumerate(CIFAR_FILES[:5]):
         write(name, b"".join(records[i * train // 5:(i + 1) * train // 5]))
-    write(CIFAR_TEST, b"".join(cifar_records(test)))
+    write(CIFAR_FILES[5], b"".join(cifar_records(test)))
     digits = rng.permutation(np.arange(train) % 10).astype(np.uint8)
     pixels = np.stack([draw_digit(digit, rng) for digit in digits])
     write(f"MNIST/raw/{MNIST_FILES[0]}", np.array([2051, train, 28, 28], ">i4").tobytes() + pixels.tobytes())

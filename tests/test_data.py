@@ -277,8 +277,7 @@ def test_missing_data_name_the_files_both_layouts_and_a_remedy(offline, tmp_path
     assert "\n" not in str(error.value) and offline and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("held", [[BINARY], pytest.param([], marks=pytest.mark.xfail(
-    strict=True, reason="download_missing removes the user's own empty folder"))])  # unmark once mended
+@pytest.mark.parametrize("held", [[BINARY], []])
 def test_a_failed_download_leaves_the_users_folder_as_it_was(offline, data_dir, tmp_path, held):
     (tmp_path / "own").mkdir()
     for name in held:

@@ -1,5 +1,5 @@
-"""experiments.sh: its table against the report's settings; skipping, trials and names with a stand-in for python that
-only records how it was called."""
+"""experiments.sh: its table against the report's settings; skipping, trials and names with a stand-in for
+python that only records how it was called."""
 import os
 import shlex
 import shutil
@@ -12,7 +12,7 @@ import train
 
 ROOT = Path(train.__file__).parent
 
-# bs, epochs, lr, weight_decay, schedule, noise, erase, dropout_last, dropout_p: as the report gives or shows them
+# bs, epochs, lr, weight_decay, schedule, noise, erase, dropout_last, dropout_p: as the report has them
 REPORT = {
     "baseline": (64, 25, 1e-3, 1e-3, "cosine", 0, 0, 0, None),
     "bs16": (16, 40, 1e-3, 1e-3, "cosine", 0, 0, 0, None),
@@ -29,8 +29,8 @@ REPORT = {
 
 def listed(*words, **environment):
     """The commands of --list, each a list of words."""
-    text = subprocess.run(["bash", ROOT / "experiments.sh", "--list", *words], capture_output=True, text=True, check=True,
-                          env={**os.environ, **environment}).stdout
+    text = subprocess.run(["bash", ROOT / "experiments.sh", "--list", *words], capture_output=True, text=True,
+                          check=True, env={**os.environ, **environment}).stdout
     return [shlex.split(line) for line in text.splitlines() if not line.startswith("#")]
 
 
@@ -55,7 +55,8 @@ def test_the_reports_runs_have_the_reports_settings(name):
         settings = (args.bs, args.epochs, args.lr, args.weight_decay, args.schedule, args.noise, args.erase,
                     args.dropout_last, args.dropout_p if args.dropout_last else None)
         assert settings == REPORT[name]
-        assert (args.flip, args.lr_min, args.optimizer, args.match_prob, args.amp) == (0.5, 1e-5, "adam", None, False)
+        assert (args.flip, args.lr_min, args.optimizer, args.match_prob, args.amp) == (0.5, 1e-5, "adam",
+                                                                                       None, False)
         assert args.warmup_epochs == 10 or args.schedule != "warmup_cosine"
     assert seeds[:3] == [0, 1, 2]
 
@@ -86,10 +87,16 @@ touch "$out/best.csv" "$out/best.pt"
     def call(*words, script=repo / "experiments.sh", cwd=repo, **environment):
         for name in ("calls", "environment"):
             (repo / name).write_text("")
-        kept = {key: value for key, value in os.environ.items() if key not in ("DATA_DIR", "OUT", "OMP_NUM_THREADS")}
+        kept = {
+            key: value
+            for key, value in os.environ.items()
+            if key not in ("DATA_DIR", "OUT", "OMP_NUM_THREADS")
+        }
         result = subprocess.run(["bash", script, *words], cwd=cwd, capture_output=True, text=True,
                                 env={**kept, "PYTHON": str(repo / "python"), **environment})
-        return result, [line for line in (repo / "calls").read_text().splitlines() if line.startswith("train.py")]
+        return result, [
+            line for line in (repo / "calls").read_text().splitlines() if line.startswith("train.py")
+        ]
     call.repo = repo
     return call
 
@@ -132,12 +139,14 @@ def test_everything_once_and_a_failure_is_told_but_stops_nothing(sandbox):
     assert result.returncode == 0 and {out_of(call).split("/")[2] for call in calls} == {"lr_1e-4"}
 
 
-@pytest.mark.parametrize("jobs, given, expected", [("1", None, ""), ("3", None, "2"), ("9", None, "1"), ("3", "4", "4")])
+@pytest.mark.parametrize("jobs, given, expected", [("1", None, ""), ("3", None, "2"), ("9", None, "1"),
+                                                   ("3", "4", "4")])
 def test_jobs_share_the_cores(sandbox, jobs, given, expected):
     """Of seven; where there is no nproc either."""
     (sandbox.repo / "nproc").write_text("#!/bin/sh\necho 7\n")
     (sandbox.repo / "nproc").chmod(0o755)
-    sandbox("bs64", JOBS=jobs, PATH=f"{sandbox.repo}:{os.environ['PATH']}", **({"OMP_NUM_THREADS": given} if given else {}))
+    sandbox("bs64", JOBS=jobs, PATH=f"{sandbox.repo}:{os.environ['PATH']}",
+            **({"OMP_NUM_THREADS": given} if given else {}))
     assert (sandbox.repo / "environment").read_text().splitlines()[-1].split(" ")[0] == expected
 
 
@@ -153,7 +162,8 @@ def test_other_data_and_another_folder_of_results(sandbox, tmp_path):
     elsewhere = tmp_path / "else where"
     elsewhere.mkdir()
     (elsewhere / "link.sh").symlink_to(sandbox.repo / "experiments.sh")
-    _, calls = sandbox("final/seed0", script=elsewhere / "link.sh", cwd=elsewhere, DATA_DIR="my data", OUT="my runs")
+    _, calls = sandbox("final/seed0", script=elsewhere / "link.sh", cwd=elsewhere, DATA_DIR="my data",
+                       OUT="my runs")
     assert out_of(calls[0]) == f"{elsewhere}/my runs/final/seed0"
     assert (sandbox.repo / "environment").read_text().splitlines()[-1] == f" {elsewhere}/my data"
 
@@ -167,7 +177,8 @@ def test_what_makes_no_sense_exits_with_2_and_runs_nothing(sandbox, words, envir
 
 
 def test_a_slurm_task_takes_its_run(sandbox, tmp_path):
-    """SLURM runs a copy of the script from a folder of its own, in the folder of --chdir or that of sbatch."""
+    """SLURM runs a copy of the script from a folder of its own, in the folder of --chdir or that of
+    sbatch."""
     spool = tmp_path / "spool"
     spool.mkdir()
     shutil.copy(sandbox.repo / "experiments.sh", spool / "slurm_script")
@@ -187,4 +198,5 @@ def test_under_sh_or_with_windows_line_ends_it_says_one_line(sandbox, tmp_path):
     for command in (["bash", windows, "--list"], [shutil.which("dash") or "sh", script, "--list"]):
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode:  # where sh is bash, it works
-            assert result.returncode == 2 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+            assert result.returncode == 2 and result.stderr.startswith("error: ") and result.stderr.count(
+                "\n") == 1

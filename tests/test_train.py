@@ -20,7 +20,7 @@ import utils
 from model import CNN
 from utils import UserError, read_csv
 
-FLAGS = ["--epochs", "4", "--warmup-epochs", "1", "--limit", "52", "--bs", "8", "--device", "cpu"]  # seven steps an epoch
+FLAGS = "--epochs 4 --warmup-epochs 1 --limit 52 --bs 8 --device cpu".split()  # seven steps an epoch
 WALL_CLOCK = ("seconds", "images_per_s")
 
 
@@ -38,7 +38,8 @@ def quick_curves(monkeypatch):
 
 
 def rows(out):
-    return [{key: str(value) for key, value in row.items() if key not in WALL_CLOCK} for row in read_csv(out / "log.csv")]
+    """log.csv without the clock's columns, as text, so that NaN equals NaN."""
+    return [{key: str(row[key]) for key in row if key not in WALL_CLOCK} for row in read_csv(out / "log.csv")]
 
 
 def same(a, b):
@@ -116,7 +117,8 @@ def test_steps_csv_cuts_each_epoch_into_equal_parts(data_dir, tmp_path, monkeypa
     steps = read_csv(tmp_path / "steps.csv")
     assert [row["step"] for row in steps] == [4, 7, 11, 14, 18, 21, 25, 28]  # seven steps an epoch
     for row, four, three in zip(read_csv(tmp_path / "log.csv"), steps[::2], steps[1::2]):
-        assert (4 * four["train_loss"] + 3 * three["train_loss"]) / 7 == pytest.approx(row["train_loss"], rel=1e-5)
+        assert (4 * four["train_loss"] + 3 * three["train_loss"]) / 7 == pytest.approx(
+            row["train_loss"], rel=1e-5)
 
 
 def test_the_last_row_is_that_of_the_last_weights(whole, data_dir):
@@ -143,7 +145,8 @@ def test_the_last_row_is_that_of_the_last_weights(whole, data_dir):
 def test_train_acc_is_that_of_the_first_training_images_augmented(data_dir, tmp_path, monkeypatch):
     """Each mirrored, for certain, and nothing else; in evaluation mode, from last.pt."""
     monkeypatch.setattr(train, "TRAIN_EVAL", 40)
-    call(data_dir, tmp_path, "--flip", "1", "--noise", "0", "--erase", "0", "--dropout-p", "0.5", "--lr", "0.01")
+    call(data_dir, tmp_path, "--flip", "1", "--noise", "0", "--erase", "0", "--dropout-p", "0.5", "--lr",
+         "0.01")
     images, labels, _ = data.load_splits(data_dir).train.first(40)
     logged = read_csv(tmp_path / "log.csv")[-1]["train_acc"]
     assert logged == pytest.approx(accuracy(tmp_path / "last.pt", images.flip(3), labels), abs=1e-3)
@@ -207,8 +210,9 @@ def test_an_epoch_takes_each_image_once_with_its_label(bs):
     def recorded(step, images, labels):
         batches.append((images.flatten(), labels))
         return labels[0].float()
-    losses = train.train_epoch(torch.nn.Identity(), optimizer, split, [lambda x: augmented.append(len(x)) or x], args, 1,
-                               recorded)
+
+    losses = train.train_epoch(torch.nn.Identity(), optimizer, split,
+                               [lambda x: augmented.append(len(x)) or x], args, 1, recorded)
     seen = torch.cat([y for _, y in batches])
     assert all(torch.equal(x, y) for x, y in batches) and torch.equal(seen.sort()[0], labels)
     assert [len(y) for _, y in batches] == [bs] * (2100 // bs) + [2100 % bs] * (2100 % bs > 0)
@@ -218,8 +222,8 @@ def test_an_epoch_takes_each_image_once_with_its_label(bs):
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])
 def test_one_step_is_adam_on_the_augmented_batch(data_dir, tmp_path, optimizer):
-    """The first step, done again by hand: gather, augment, cross-entropy on smoothed targets, Adam's formula with the
-    weight decay in the gradient, or beside it."""
+    """The first step, done again by hand: gather, augment, cross-entropy on smoothed targets, Adam's formula
+    with the weight decay in the gradient, or beside it."""
     call(data_dir, tmp_path / "r", "--limit", "32", "--bs", "32", "--epochs", "1", "--schedule", "constant",
          "--dropout-last", "0", "--weight-decay", "0.1", "--optimizer", optimizer, "--label-smoothing", "0.2",
          "--shift", "2", "--shuffle-digits", "1", "--flip", "0.4", "--flip-picture", "0.6")
@@ -235,20 +239,22 @@ def test_one_step_is_adam_on_the_augmented_batch(data_dir, tmp_path, optimizer):
     trained = torch.load(tmp_path / "r" / "last.pt", weights_only=True)["model"]
     for name, p in net.named_parameters():
         gradient, kept = (p.grad + 0.1 * p.detach(), 1) if optimizer == "adam" else (p.grad, 1 - 1e-3 * 0.1)
-        settled = gradient.abs() > 1e-6  # below, rounding decides the step: a bias before batch norm has no gradient
+        settled = gradient.abs() > 1e-6  # else rounding decides: a bias before batch norm has no gradient
         expected = kept * p.detach() - 1e-3 * gradient / (gradient.abs() + 1e-8)
         torch.testing.assert_close(trained[name][settled], expected[settled], rtol=0, atol=2e-5)
 
 
 def test_the_rate_changes_by_the_epoch_or_by_the_batch(data_dir, tmp_path, monkeypatch):
     seen, set_learning_rate = [], train.set_learning_rate
-    monkeypatch.setattr(train, "set_learning_rate", lambda optimizer, lr: seen.append(lr) or set_learning_rate(optimizer, lr))
+    monkeypatch.setattr(train, "set_learning_rate",
+                        lambda optimizer, lr: seen.append(lr) or set_learning_rate(optimizer, lr))
     call(data_dir, tmp_path / "epochs", "--schedule", "cosine")
     expected = [1e-5 + (1e-3 - 1e-5) * (1 + math.cos(math.pi * epoch / 4)) / 2 for epoch in range(4)]
     assert seen == pytest.approx([lr for lr in expected for _ in range(7)])
     seen.clear()
     call(data_dir, tmp_path / "batches", "--schedule", "onecycle", "--lr-min", "0")
-    assert seen == pytest.approx([1e-3 * (0.1 + 0.9 * i / 7) for i in range(7)] + [1e-3 * (1 - i / 21) for i in range(21)])
+    up, down = [1e-3 * (0.1 + 0.9 * i / 7) for i in range(7)], [1e-3 * (1 - i / 21) for i in range(21)]
+    assert seen == pytest.approx(up + down)
 
 
 def test_evaluation_is_in_evaluation_mode_and_changes_nothing(data_dir):
@@ -287,8 +293,9 @@ def test_gpu_the_recorded_step_gives_the_plain_steps_losses(data_dir, optimizer)
         net = CNN().to(device, memory_format=torch.channels_last)
         optimizer_ = train.make_optimizer(optimizer, net, lr=1e-3)
         for epoch in (1, 2):
-            losses.append(train.train_epoch(net, optimizer_, split, data.augmentation(noise=0.05, erase=0.3), args, epoch,
-                                            recorded).clone())
+            losses.append(
+                train.train_epoch(net, optimizer_, split, data.augmentation(noise=0.05, erase=0.3), args,
+                                  epoch, recorded).clone())
     assert len(recorded.graphs) == 1  # of batches of 16; of 8 there are too few to record
     assert len(losses[0]) == 23 and losses[0].std() > 0.01
     torch.testing.assert_close(losses[2:], losses[:2], rtol=1e-4, atol=1e-4)
@@ -296,12 +303,13 @@ def test_gpu_the_recorded_step_gives_the_plain_steps_losses(data_dir, optimizer)
 
 @gpu
 def test_gpu_a_stopped_run_resumes(data_dir, tmp_path, monkeypatch):
-    flags = ("--device", "cuda", "--limit", "200", "--bs", "16", "--optimizer", "muon", "--schedule", "onecycle")
+    flags = ("--device", "cuda", "--limit", "200", "--bs", "16", "--optimizer", "muon", "--schedule",
+             "onecycle")
     call(data_dir, tmp_path / "whole", *flags)
     stop_in_step(2 * 13 + 4, monkeypatch, data_dir, tmp_path / "r", *flags)
     call(data_dir, tmp_path / "r", *flags, "--resume")
-    resumed, whole = ([row["train_loss"] for row in read_csv(tmp_path / name / "log.csv")] for name in ("r", "whole"))
-    assert resumed == pytest.approx(whole, rel=1e-3)
+    for resumed, whole in zip(read_csv(tmp_path / "r" / "log.csv"), read_csv(tmp_path / "whole" / "log.csv")):
+        assert resumed["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-3)
 
 
 # ---------------------------------------------------------------- stop and resume
@@ -320,7 +328,8 @@ def stop_in_step(n, monkeypatch, data_dir, out, *flags):
             call(data_dir, out, *flags)
 
 
-@pytest.mark.parametrize("stop_in", ["training", "evaluation", "before last.pt", "before log.csv", "the last figure"])
+@pytest.mark.parametrize("stop_in",
+                         ["training", "evaluation", "before last.pt", "before log.csv", "the last figure"])
 def test_a_stopped_run_resumes_to_the_same_bits(whole, data_dir, tmp_path, monkeypatch, stop_in):
     """Stopped in its third epoch, at different points, or at the very end."""
     out, calls = tmp_path / "run", []
@@ -331,9 +340,12 @@ def test_a_stopped_run_resumes_to_the_same_bits(whole, data_dir, tmp_path, monke
 
     def stop(*args, **kwargs):
         calls.append(args)
-        if {"training": len(calls) == 2 * 7 + 4, "evaluation": len(calls) == 2 * 2 + 2,
-                "before last.pt": len(calls) > 2 and str(args[0]).endswith("last.pt") and args[1]["epoch"] == 3,
-                "before log.csv": str(args[0]).endswith("log.csv") and len(args[1]) == 3, "the last figure": True}[stop_in]:
+        file = str(args[0])
+        if (stop_in == "training" and len(calls) == 2 * 7 + 4
+                or stop_in == "evaluation" and len(calls) == 2 * 2 + 2
+                or stop_in == "before last.pt" and file.endswith("last.pt") and args[1]["epoch"] == 3
+                or stop_in == "before log.csv" and file.endswith("log.csv") and len(args[1]) == 3
+                or stop_in == "the last figure"):
             raise KeyboardInterrupt
         return original(*args, **kwargs)
 
@@ -350,7 +362,8 @@ def test_a_stopped_run_resumes_to_the_same_bits(whole, data_dir, tmp_path, monke
 
 
 def test_a_schedule_that_goes_by_batches_resumes_too(data_dir, tmp_path, monkeypatch):
-    flags = ("--schedule", "onecycle", "--optimizer", "muon", "--lr", "0.005", "--shuffle-digits", "1", "--shift", "2")
+    flags = ("--schedule", "onecycle", "--optimizer", "muon", "--lr", "0.005", "--shuffle-digits", "1",
+             "--shift", "2")
     call(data_dir, tmp_path / "whole", *flags)
     stop_in_step(2 * 7 + 4, monkeypatch, data_dir, tmp_path / "r", *flags)
     call(data_dir, tmp_path / "r", *flags, "--resume")
@@ -364,11 +377,13 @@ def test_a_run_that_goes_on_elsewhere_says_so(data_dir, tmp_path, monkeypatch, c
         stop_in_step(7 + 1 if epoch < 3 else 7, monkeypatch, data_dir, tmp_path / "r", "--resume")
         said.append("does not go on to the same bits" in capsys.readouterr().err)
     assert said == [False, True, False]
-    assert json.loads((tmp_path / "r" / "args.json").read_text())["hardware"] == "A, 1 threads, then A, 2 threads"
+    assert json.loads(
+        (tmp_path / "r" / "args.json").read_text())["hardware"] == "A, 1 threads, then A, 2 threads"
 
 
 def test_kill_minus_nine_then_resume(whole, data_dir, tmp_path):
-    """While it lives, a second process is refused; once it is dead the next goes on, and removes what was half written."""
+    """While it lives, a second process is refused; once it is dead the next goes on, and removes what was
+    half written."""
     out = tmp_path / "run"
     command = [sys.executable, train.__file__, *FLAGS, "--data-dir", data_dir, "--out", out]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -479,7 +494,8 @@ def test_a_course_folder_trains(tmp_path):
     write_course_folder(tmp_path / "course")
     call(tmp_path / "course", tmp_path / "r", "--epochs", "1", "--warmup-epochs", "0")
     (best,), (row,) = read_csv(tmp_path / "r" / "best.csv"), read_csv(tmp_path / "r" / "log.csv")
-    assert math.isnan(best["test_acc"]) and math.isnan(row["val_acc_conflict"]) and not math.isnan(row["val_acc"])
+    assert math.isnan(best["test_acc"]) and math.isnan(
+        row["val_acc_conflict"]) and not math.isnan(row["val_acc"])
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch, capsys):
@@ -512,13 +528,20 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_files(data_dir,
 
 # ---------------------------------------------------------------- files and flags
 def test_the_users_settings_and_a_runs_name_cannot_hurt(data_dir, tmp_path):
-    """A matplotlibrc that wants TeX, a backend of a notebook, a name that looks like a formula, a closed stderr."""
+    """A matplotlibrc that wants TeX, a backend of a notebook, a name that looks like a formula, a closed
+    stderr."""
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")
-    command = [sys.executable, train.__file__, *FLAGS, "--epochs", "1", "--warmup-epochs", "0", "--data-dir", data_dir]
-    environment = {**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline", "MATPLOTLIBRC": str(tmp_path),
-                   "LC_ALL": "C"}
-    result = subprocess.run(["bash", "-c", 'exec "$@" 2>&-', "-", *map(str, command), "--out", tmp_path / "lr$1_$x é"],
-                            env=environment, stdout=subprocess.PIPE)
+    command = [
+        sys.executable, train.__file__, *FLAGS, "--epochs", "1", "--warmup-epochs", "0", "--data-dir",
+        data_dir
+    ]
+    environment = {
+        **os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "MATPLOTLIBRC": str(tmp_path), "LC_ALL": "C"
+    }
+    result = subprocess.run(
+        ["bash", "-c", 'exec "$@" 2>&-', "-", *map(str, command), "--out", tmp_path / "lr$1_$x é"],
+        env=environment, stdout=subprocess.PIPE)
     assert result.returncode == 0
     assert (tmp_path / "lr$1_$x é" / "curves.png").stat().st_size > 10_000
 
@@ -531,10 +554,12 @@ def in_a_process(code):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc")
 def test_freed_memory_is_kept():
-    """Twenty tensors of 40 MB, one after the other, get their pages from the system anew; kept memory has them there."""
-    code = ("import resource, torch, utils; faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-            "def use(): start = faults(); [len(torch.ones(10_000_000)) for _ in range(20)]; return faults() - start\n"
-            "use(); anew = use(); utils.keep_freed_memory(); use(); print(round(100 * use() / anew))")
+    """Twenty tensors of 40 MB, one after the other, get their pages from the system anew; kept memory has
+    them there."""
+    code = (
+        "import resource, torch, utils; faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "def use(): start = faults(); [len(torch.ones(10_000_000)) for _ in range(20)]; return faults() - start\n"
+        "use(); anew = use(); utils.keep_freed_memory(); use(); print(round(100 * use() / anew))")
     assert in_a_process(code) < 33  # percent
 
 
@@ -557,7 +582,8 @@ def test_a_csv_reads_back_with_empty_cells_for_what_is_not_known(tmp_path):
     utils.write_csv(tmp_path / "t.csv", table)
     assert (tmp_path / "t.csv").read_text() == 'name,n,x\na,7,0.666667\n"b, c",8,\n'
     first, second = read_csv(tmp_path / "t.csv")
-    assert first == {"name": "a", "n": 7, "x": 0.666667} and second["name"] == "b, c" and math.isnan(second["x"])
+    assert first == {"name": "a", "n": 7, "x": 0.666667} and second["name"] == "b, c" and math.isnan(
+        second["x"])
 
 
 class Malicious:
@@ -583,10 +609,11 @@ def test_bad_checkpoints_are_named(whole, tmp_path, kind):
 
 
 @pytest.mark.parametrize("flags", [
-    "--bs 0", "--bs 1.5", "--epochs 0", "--lr nan", "--lr 0", "--lr inf", "--lr-min -1", "--erase 1.5", "--shift 13",
-    "--erase-scale 0.1 0.02", "--dropout-last -1", "--dropout-p 2", "--noise -1", "--rotate 200", "--match-prob 1.1",
-    "--shuffle-digits 2", "--label-smoothing 2", "--optimizer none", "--schedule none", "--limit 0", "--seed -1",
-    "--warmup-epochs 10 --epochs 10"])
+    "--bs 0", "--bs 1.5", "--epochs 0", "--lr nan", "--lr 0", "--lr inf", "--lr-min -1", "--erase 1.5",
+    "--shift 13", "--erase-scale 0.1 0.02", "--dropout-last -1", "--dropout-p 2", "--noise -1",
+    "--rotate 200", "--match-prob 1.1", "--shuffle-digits 2", "--label-smoothing 2", "--optimizer none",
+    "--schedule none", "--limit 0", "--seed -1", "--warmup-epochs 10 --epochs 10"
+])
 def test_bad_flags_exit_with_2(flags, capsys):
     with pytest.raises(SystemExit) as stop:
         train.parse_args(flags.split())
@@ -595,7 +622,8 @@ def test_bad_flags_exit_with_2(flags, capsys):
 
 
 def test_flags_under_the_names_that_people_try():
-    args = train.parse_args(["--batch-size", "32", "--learning-rate", "0.1", "--data-dir", "~/data", "--epochs", "2"])
+    args = train.parse_args(
+        ["--batch-size", "32", "--learning-rate", "0.1", "--data-dir", "~/data", "--epochs", "2"])
     assert (args.bs, args.lr, args.data_dir, args.warmup_epochs) == (32, 0.1, os.path.expanduser("~/data"), 0)
 
 
@@ -608,7 +636,7 @@ def test_an_absent_device_exits_with_2(capsys):
 
 def test_the_defaults_are_the_reports_final_recipe():
     args = train.parse_args([])
-    expected = dict(bs=16, epochs=60, lr=1e-3, lr_min=1e-5, weight_decay=1e-3, schedule="warmup_cosine", warmup_epochs=10,
-                    flip=0.5, noise=0.05, erase=0.3, erase_scale=[0.02, 0.05], rotate=0, dropout_last=3, dropout_p=0.1,
-                    match_prob=None, optimizer="adam")
+    expected = dict(bs=16, epochs=60, lr=1e-3, lr_min=1e-5, weight_decay=1e-3, schedule="warmup_cosine",
+                    warmup_epochs=10, flip=0.5, noise=0.05, erase=0.3, erase_scale=[0.02, 0.05], rotate=0,
+                    dropout_last=3, dropout_p=0.1, match_prob=None, optimizer="adam")
     assert {key: getattr(args, key) for key in expected} == expected
