@@ -11,8 +11,9 @@ A composite is 40x40 RGB, gray 127: a CIFAR-10 image in the top-left 24x24, an M
     {train,val}/{0..9}/*.png, the course's own folder custom_image_dataset/ (its digits are unknown)
 
 Which image and which digit make each composite is in results/report_pairs.npz: the course's published images,
-matched against CIFAR-10 and MNIST. Other source files, and --match-prob, have their pairs drawn as the course
-did."""
+matched against CIFAR-10 and MNIST. For other source files, and for train.py's --match-prob, they are drawn as
+the course drew them.
+"""
 import argparse
 import contextlib
 import gzip
@@ -101,7 +102,6 @@ def make_pairs(labels, test_labels, digits, known, match_prob=None, seed=0):
         train, val = report["train_cifar"], report["val_cifar"]
     else:
         train, val = draw_split(labels, split_draws)
-
     test = np.arange(len(test_labels))
 
     if known and match_prob is None:
@@ -144,8 +144,7 @@ def draw_digits(labels, digits, match_prob, draws):
 
 
 def make_composites(pictures, labels, digit_pictures, digits, picture_index, digit_index):
-    """The Split of the pairs: `pictures`, uint8 [N,3,24,24], and `digit_pictures`, uint8 [M,1,16,16], on
-    gray."""
+    """The Split of the pairs: pictures, uint8 [N,3,24,24], and digits, uint8 [M,1,16,16], on gray."""
     images = torch.full((len(picture_index), 3, 40, 40), 127, dtype=torch.uint8)
     images[PICTURE] = pictures[torch.from_numpy(picture_index)]
     images[DIGIT] = digit_pictures[torch.from_numpy(digit_index)]
@@ -543,8 +542,8 @@ def check(splits):
 def draw_sheet(splits, path, rows=3):
     """A contact sheet: a column a class, `rows` rows from train and as many from val."""
     figure, axes = pyplot().subplots(2 * rows, 10, figsize=(11, 1.3 + 2.55 * rows), layout="constrained")
-    figure.suptitle(f"{splits.source}: a column a class, an image with its digit in each cell\n"
-                    "green: the digit equals the class's index", fontsize=13)
+    green = "\ngreen: the digit equals the class's index" if (splits.train.digits >= 0).any() else ""
+    figure.suptitle(f"{splits.source}, a column a class{green}", fontsize=13)
     for row in range(2 * rows):
         name, split = ("train", splits.train) if row < rows else ("val", splits.val)
         axes[row, 0].set_ylabel(name, fontsize=11)
@@ -553,7 +552,8 @@ def draw_sheet(splits, path, rows=3):
             i = of_class[row % rows % len(of_class)]
             digit = split.digits[i].item()
             axis.imshow(split.images[i].permute(1, 2, 0).numpy())
-            axis.set(xticks=[], yticks=[], title=f"{label} {splits.classes[label]}" if row == 0 else "")
+            axis.set(xticks=[], yticks=[])
+            axis.set_title(f"{label} {splits.classes[label]}" if row == 0 else "", fontsize=10)
             axis.set_xlabel(f"digit {digit}" if digit >= 0 else "", color="C2" if digit == label else "black")
     save_figure(figure, path)
 
