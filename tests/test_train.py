@@ -2,7 +2,6 @@
 import json
 import math
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -544,23 +543,6 @@ def test_the_users_settings_and_a_runs_name_cannot_hurt(data_dir, tmp_path):
         env=environment, stdout=subprocess.PIPE)
     assert result.returncode == 0
     assert (tmp_path / "lr$1_$x é" / "curves.png").stat().st_size > 10_000
-
-
-def in_a_process(code):
-    """The number that `code` prints in a Python of its own, which finds the scripts."""
-    return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
-                              cwd=Path(train.__file__).parent).stdout)
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc")
-def test_freed_memory_is_kept():
-    """Twenty tensors of 40 MB, one after the other, get their pages from the system anew; kept memory has
-    them there."""
-    code = (
-        "import resource, torch, utils; faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-        "def use(): start = faults(); [len(torch.ones(10_000_000)) for _ in range(20)]; return faults() - start\n"
-        "use(); anew = use(); utils.keep_freed_memory(); use(); print(round(100 * use() / anew))")
-    assert in_a_process(code) < 33  # percent
 
 
 def test_the_smallest_numbers_count_as_zero():
