@@ -1,20 +1,19 @@
-"""Look inside a trained CNN: its first-layer filters, "who is expert?" (the report's section 2), and how it
-cheats.
+"""Look inside a trained CNN: its filters, "who is expert?" (the report's section 2), and how it cheats.
 
     python analyze.py --ckpt best.pt                     experts of the first and last layer, and all the rest
     python analyze.py --ckpt best.pt --layer last        one layer: first, last, all, or a number
     python analyze.py --ckpt best.pt --predict DIR       classify a folder of images, into predictions.txt
 
-best.pt without a folder is taken from results/run, where train.py leaves it. Figures go beside the checkpoint
-(or to --out): filters.png, filters_rgb.png and filters/ (each kernel); for each layer N experts_layerN.png,
-.csv and a folder of one chart a filter; experts.png, the report's figure 8; mistakes.png; and, where the
-digits are known, shortcut.png, groups.csv and counterfactual.csv. Filters and layers count from 1. What is
-printed goes to analysis.txt as well."""
+A best.pt without a folder is looked for in results/run too, where train.py leaves it. Figures go beside the
+checkpoint (or to --out): filters.png and filters/ (each kernel); for each layer N experts_layerN.png, .csv
+and a folder with a chart for each filter; experts.png, the report's figure 8; mistakes.png; and, where the
+digits are known, shortcut.png and groups.csv. Filters and layers count from 1. What is printed is in
+analysis.txt as well.
+"""
 import argparse
 import math
 import os
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +101,7 @@ def rescale(kernel):
 
 def draw_filters(weight, out):
     """The first layer's weights, float [filters,3,k,k]: an image of each kernel; all of them side by side, as
-    in the report's figure 7; and the filters in colour."""
+    in the report's figure 7."""
     plt = pyplot()
     for i, kernels in enumerate(weight):
         for channel, kernel in enumerate(kernels):
@@ -125,16 +124,6 @@ def draw_filters(weight, out):
             if i % half == 0:
                 axis.set_title(f"channel {channel + 1}\n{('red', 'green', 'blue')[channel]}", fontsize=10)
     save_figure(figure, out / "filters.png")
-
-    rows = math.ceil(len(weight) / 8)
-    figure, axes = plt.subplots(rows, 8, figsize=(10, 1.2 + 1.2 * rows), layout="constrained", squeeze=False)
-    figure.suptitle("First-layer filters in colour, each stretched to [0, 1]")
-    for axis in axes.flat:
-        axis.axis("off")
-    for i, (axis, kernels) in enumerate(zip(axes.flat, weight)):
-        axis.imshow(rescale(kernels).permute(1, 2, 0).numpy())
-        axis.set_title(f"filter {i + 1}")
-    save_figure(figure, out / "filters_rgb.png")
 
 
 # ---------------------------------------------------------------- experts
@@ -213,7 +202,7 @@ def counterfactual(model, split, seed=0):
     """The causal question: what is predicted for the same images with another digit under them?
 
     Returns int64 [11,N]: row d holds the predictions with the corner of a random image that has the digit d,
-    row 10 those with a black corner, no digit at all. Raises UserError for a digit that no image has."""
+    row 10 those with a black corner, no digit at all."""
     generator, rows = torch.Generator().manual_seed(seed), []
     for digit in range(11):
         images = split.images.clone()
@@ -221,48 +210,29 @@ def counterfactual(model, split, seed=0):
             images[DIGIT] = 0
         else:
             owners = (split.digits == digit).nonzero()[:, 0]
-            if len(owners) == 0:
-                raise UserError(f"no validation image has the digit {digit}")
             picks = torch.randint(len(owners), (len(images),), generator=generator)
             images[DIGIT] = split.images[owners[picks.to(owners.device)]][DIGIT]
         rows.append(predict(model, images, NO_AUGMENT).argmax(1))
     return torch.stack(rows)
 
 
-def counterfactual_table(rows, before, split):
-    """One dict for each digit, and one for none, in percent of the images that have another digit: their
-    accuracy with this one in its place, how many predictions it changes, how many it changes to its own
-    class."""
-    table = []
-    for digit, after in enumerate(rows):
-        other, changed = split.digits != digit, after != before
-        to_digit = percent((changed & (after == digit))[other]) if digit < 10 else math.nan
-        table.append({"digit": digit if digit < 10 else "none", "images": int(other.sum()),
-                      "acc": percent((after == split.labels)[other]), "changed": percent(changed[other]),
-                      "changed_to_digit": to_digit})
-    return table
-
-
-def shortcut_lines(split, scores, groups, counts, rows, table, classes):
-    """What the digit does to the predictions, a figure a line."""
+def shortcut_lines(split, before, scores, groups, counts, rows, classes):
+    """What the digit does to the predictions `before`, a figure a line."""
     worst = np.nanargmin(groups)
-    agree = rows[split.labels, torch.arange(len(split.labels))] == split.labels
-    right = rows[:10] == split.labels
-    conflict = torch.cat([right[digit][split.labels != digit] for digit in range(10)])
-    images = [row["images"] for row in table[:10]]
-    changed = np.average([row["changed"] for row in table[:10]], weights=images)
-    to_digit = np.average([row["changed_to_digit"] for row in table[:10]], weights=images)
+    digits = torch.arange(10, device=split.labels.device)[:, None]
+    right, changed, now_digit = rows[:10] == split.labels, rows[:10] != before, rows[:10] == digits
+    own_digit, same_digit = digits == split.labels, digits == split.digits  # all of these are bool [10,N]
     depends = percent((rows[:10] != rows[0]).any(0))
     return [f"val_acc_agree {scores['acc_agree']:.2f}",
             f"val_acc_conflict {scores['acc_conflict']:.2f}",
             f"val_follows_digit {scores['follows_digit']:.2f}",
             f"worst_group_acc {groups.flat[worst]:.2f} (label {classes[worst // 10]}, digit {worst % 10}, "
             f"{counts.flat[worst]} images)",
-            f"acc_digit_of_label {percent(agree):.2f} (the label's digit put under every image)",
-            f"acc_other_digit {percent(conflict):.2f} (each of the nine others)",
+            f"acc_digit_of_label {percent(right[own_digit]):.2f} (the label's digit put under every image)",
+            f"acc_other_digit {percent(right[~own_digit]):.2f} (each of the nine others)",
             f"acc_no_digit {percent(rows[10] == split.labels):.2f} (a black corner)",
-            f"another_digit_changes_prediction {changed:.2f}",
-            f"another_digit_changes_prediction_to_it {to_digit:.2f}",
+            f"another_digit_changes_prediction {percent(changed[~same_digit]):.2f}",
+            f"another_digit_changes_prediction_to_it {percent((changed & now_digit)[~same_digit]):.2f}",
             f"prediction_depends_on_digit {depends:.2f} (not the same under all ten)"]
 
 
@@ -371,8 +341,8 @@ def analyze(args):
     untrained = class_means(map_norms(fresh, val.images)[1], val.labels)
     scores = score(logits, val)
 
-    lines = [f"source {source}"] + [f"{key} {checkpoint[key]}" for key in ("epoch",) if key in checkpoint]
-    lines += [f"val_acc {scores['acc']:.2f} ({len(val.labels)} images)"]
+    lines = [f"source {source}", f"epoch {checkpoint.get('epoch', 'unknown')}",
+             f"val_acc {scores['acc']:.2f} ({len(val.labels)} images)"]
     lines += doubts(checkpoint, trained, splits, scores["acc"])
     if splits.test:
         test_acc = evaluate(model, splits.test.to(device), NO_AUGMENT)["acc"]
@@ -428,14 +398,12 @@ def digits_are_known(split):
 
 
 def chosen_layers(names, depth):
-    """The numbers of the layers that --layer names, of a network that returns `depth` maps; exits with 2 for
-    others."""
+    """The layers that --layer names, of a network that returns `depth` maps; exits with 2 for others."""
     every = range(1, depth + 1)
     numbers = {"first": [1], "last": [depth], "all": every, **{str(n): [n] for n in every}}
-    for name in names:
-        if name not in numbers:
-            refuse(f"--layer takes first, last, all, or 1 to {depth}, not {name}: model.py's forward returns "
-                   f"{depth} maps")
+    if unknown := set(names) - set(numbers):
+        refuse(f"--layer takes first, last, all, or 1 to {depth}, not {', '.join(unknown)}: the forward of "
+               f"model.py returns {depth} maps")
     return sorted({n for name in names for n in numbers[name]})
 
 
@@ -460,23 +428,19 @@ def analyze_shortcut(model, val, logits, scores, classes, source, out):
     predictions = logits.argmax(1)
     groups, counts = group_table(predictions == val.labels, val)
     rows = counterfactual(model, val)
-    table = counterfactual_table(rows, predictions, val)
     write_csv(out / "groups.csv", [
         {"label": classes[label], "digit": digit, "images": int(count), "acc": float(groups[label, digit])}
         for (label, digit), count in np.ndenumerate(counts)])
-    write_csv(out / "counterfactual.csv", table)
     draw_shortcut(val, predictions, groups, rows, classes, source, out)
-    return shortcut_lines(val, scores, groups, counts, rows, table, classes)
+    return shortcut_lines(val, predictions, scores, groups, counts, rows, classes)
 
 
 def remove_old(out):
     """Remove what an earlier analysis left in `out`, so that nothing old stands beside the new."""
-    for pattern in ("experts*.png", "experts_layer*.csv", "filters*.png", "mistakes.png", "shortcut.png",
-                    "groups.csv", "counterfactual.csv", "analysis.txt"):
+    for pattern in ("filters.png", "filters/filter*.png", "experts*.png", "experts_layer*.csv",
+                    "experts_layer*/filter*.png", "mistakes.png", "shortcut.png", "groups.csv", "analysis.txt"):
         for path in out.glob(pattern):
             path.unlink()
-    for folder in (out / "filters", *out.glob("experts_layer*")):
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def main():

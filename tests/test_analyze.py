@@ -253,14 +253,10 @@ def test_kernels_become_images_stretched_to_black_and_white(tmp_path, shown):
         pixels = np.array(default_loader(str(path)))[:, :, 0]
         np.testing.assert_allclose(pixels, 255 * stretched[i, channel], atol=2)
 
-    kernels, colours = ([axis.images[0].get_array() for axis in shown[name].axes if axis.images]
-                        for name in ("filters.png", "filters_rgb.png"))
-    assert len(kernels) == 15 and len(colours) == 5
+    kernels = [axis.images[0].get_array() for axis in shown["filters.png"].axes if axis.images]
+    assert len(kernels) == 15
     for expected in stretched.reshape(15, 4, 4):
         assert any(np.allclose(expected, kernel) for kernel in kernels)
-    for picture, colour in zip(colours, weight.permute(0, 2, 3, 1).numpy()):
-        expected = (colour - colour.min()) / (colour.max() - colour.min())
-        np.testing.assert_allclose(picture, expected, atol=1e-5)
 
 
 def test_a_layers_sheet_has_a_chart_for_each_filter_the_most_selective_first(tmp_path, shown):
@@ -341,19 +337,13 @@ def test_the_counterfactual_tells_a_cheat_from_an_honest_network(cheats):
     split, model = made_up_split(), Reader(35, 35) if cheats else Reader(5, 5)
     before = split.digits if cheats else split.labels
     rows = analyze.counterfactual(model, split)
-    table = analyze.counterfactual_table(rows, before, split)
     for digit in range(10):
         assert (rows[digit] == (digit if cheats else split.labels)).all()
-        other = split.digits != digit
-        assert table[digit]["images"] == other.sum()
-        assert table[digit]["changed"] == table[digit]["changed_to_digit"] == (100 if cheats else 0)
-        expected = 100 * (split.labels[other] == digit).double().mean() if cheats else 100
-        assert table[digit]["acc"] == pytest.approx(float(expected))
     assert (rows[10] == (0 if cheats else split.labels)).all()
 
     groups, counts = analyze.group_table(before == split.labels, split)
     scores = analyze.score(torch.nn.functional.one_hot(before, 10).float(), split)
-    printed = keyed(analyze.shortcut_lines(split, scores, groups, counts, rows, table, CLASSES))
+    printed = keyed(analyze.shortcut_lines(split, before, scores, groups, counts, rows, CLASSES))
     honest, zeros = 0 if cheats else 100, 100 * float((split.labels == 0).double().mean())
     assert {key: float(value) for key, value in printed.items()} == {
         "val_acc_agree": 100, "val_acc_conflict": honest, "val_follows_digit": 100 - honest,
@@ -425,7 +415,7 @@ def test_a_course_folder_has_short_titles_without_digits(net, course, call, show
     monkeypatch.setattr(analyze, "draw_layer", lambda n, norms, *args: draw_layer(n, norms[:2], *args))
     (out := tmp_path / "out").mkdir()
     torch.save(net.state_dict(), out / "net.pt")
-    old = [out / name for name in ("shortcut.png", "groups.csv", "counterfactual.csv", "experts_layer99.csv")]
+    old = [out / name for name in ("shortcut.png", "groups.csv", "experts_layer99.csv")]
     for path in [*old, out / "notes.txt"]:
         path.write_text("old")
     printed = call("--ckpt", out / "net.pt", "--layer", "first", "--data-dir", course)
