@@ -438,7 +438,8 @@ def analyze_shortcut(model, val, logits, scores, classes, source, out):
 def remove_old(out):
     """Remove what an earlier analysis left in `out`, so that nothing old stands beside the new."""
     for pattern in ("filters.png", "filters/filter*.png", "experts*.png", "experts_layer*.csv",
-                    "experts_layer*/filter*.png", "mistakes.png", "shortcut.png", "groups.csv", "analysis.txt"):
+                    "experts_layer*/filter*.png", "mistakes.png", "shortcut.png", "groups.csv",
+                    "analysis.txt"):
         for path in out.glob(pattern):
             path.unlink()
 

@@ -362,23 +362,19 @@ def read_images(paths):
 # Batched twins of torchvision.transforms.v2: they run on the device of the data and draw for each image on
 # its own, where torchvision draws once a batch. Each takes and returns float [N,C,H,W].
 class ShuffleDigits:
-    """Exchanges the digits of composites within the batch: each is chosen with probability `p`, and each
-    chosen one gets the corner of another chosen one. That breaks the shortcut without a look at any digit.
-    Before the flip; uint8 or float [N,3,40,40]."""
+    """Exchanges digits within the batch: each image is chosen with probability `p`, and each chosen one gets
+    the corner of another chosen one. This breaks the shortcut and needs no digit labels. Before the flip;
+    uint8 or float [N,3,40,40]."""
 
     def __init__(self, p):
         self.p = p
 
     def __call__(self, x):
-        n = len(x)
-        draw = torch.rand(n, device=x.device)
-        order = draw.argsort()              # the chosen ones first, in random order
-        chosen = (draw < self.p).sum()
-        place = torch.arange(n, device=x.device)
-        giver = torch.empty_like(order)     # each chosen one takes from the next, the last from the first
-        giver[order] = order[torch.where(place < chosen, (place + 1) % chosen.clamp(min=1), place)]
+        chosen = (torch.rand(len(x), device=x.device) < self.p).nonzero()[:, 0]
+        chosen = chosen[torch.randperm(len(chosen), device=x.device)]
         x = x.clone()
-        x[DIGIT] = x[DIGIT][giver]
+        digits = x[DIGIT]  # a view
+        digits[chosen] = digits[chosen.roll(1)]
         return x
 
 
@@ -411,8 +407,7 @@ class RandomHorizontalFlip:
 
 
 class FlipPicture(RandomHorizontalFlip):
-    """Mirrors the picture of each composite where it is, with probability `p`; the digit stays as it is.
-    [N,C,40,40]."""
+    """Mirrors the picture of each composite in its place, not its digit, with probability `p`."""
 
     def __call__(self, x):
         x = x.clone()
@@ -421,8 +416,7 @@ class FlipPicture(RandomHorizontalFlip):
 
 
 class RandomRotation:
-    """Turns each image by an angle drawn from [-degrees, degrees] about its centre; nearest pixel, corners
-    0."""
+    """Turns each image about its centre by up to `degrees` each way; nearest pixel, 0 from outside."""
 
     def __init__(self, degrees):
         self.degrees = degrees
@@ -494,8 +488,7 @@ def to_float(x):
 
 def augmentation(flip=0.5, rotate=0.0, noise=0.0, erase=0.0, erase_scale=(0.02, 0.05), shuffle_digits=0.0,
                  shift=0, flip_picture=0.0):
-    """The training pipeline, uint8 [N,3,H,W] to normalized float32, as a list of functions in the report's
-    order."""
+    """The pipeline from uint8 [N,3,H,W] to normalized float32: a list of functions, in the report's order."""
     transforms = [ShuffleDigits(shuffle_digits)] if shuffle_digits else []
     transforms += [ShiftPicture(shift)] if shift else []
     transforms += [FlipPicture(flip_picture)] if flip_picture else []
@@ -509,8 +502,7 @@ def augmentation(flip=0.5, rotate=0.0, noise=0.0, erase=0.0, erase_scale=(0.02, 
 
 
 def apply(transforms, x):
-    """The batch x passed through `transforms`; channels last in memory, the layout that convolutions are fast
-    in."""
+    """The batch x passed through `transforms`; channels last in memory, which convolutions are fast in."""
     for transform in transforms:
         x = transform(x)
     return x.contiguous(memory_format=torch.channels_last)
