@@ -1,11 +1,12 @@
-"""Train the CNN. The defaults are the report's final recipe (section 1.6: 73.08 % validation accuracy).
+"""Train the CNN. The defaults are the report's final recipe (section 1.6).
 
     python train.py --bs 16 --lr 1e-3 --epochs 60
-    python train.py --epochs 2 --limit 5000 --out results/trial     a quick look
-    python train.py ... --resume                                    go on after a stop, to the same bits
+    python train.py --epochs 2 --limit 5000 --out results/trial   a quick look
+    python train.py ... --resume             go on after a stop, to the same bits
 
-Writes to --out: args.json, log.csv (a row an epoch), steps.csv (the training loss), best.pt (the epoch with
-the best val_acc), last.pt (what --resume needs); at the end best.csv (best.pt's accuracies) and curves.png.
+Writes to --out: args.json, log.csv (a row an epoch), steps.csv (the training
+loss), best.pt (the epoch with the best val_acc), last.pt (what --resume needs);
+at the end best.csv (best.pt's accuracies) and curves.png.
 """
 import argparse
 import json
