@@ -1,7 +1,7 @@
 """Look inside a trained CNN: its filters, "who is expert?" (the report's section 2), and how it cheats.
 
     python analyze.py --ckpt best.pt                     experts of the first and last layer, and all the rest
-    python analyze.py --ckpt best.pt --layer last        one layer: first, last, all, or a number
+    python analyze.py --ckpt best.pt --layer last        experts of these layers: first, last, all, or numbers
     python analyze.py --ckpt best.pt --predict DIR       classify a folder of images, into predictions.txt
 
 A best.pt without a folder is looked for in results/run too, where train.py leaves it. Figures go beside the
@@ -19,13 +19,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data import DIGIT, apply, augmentation, course_folder, image_files, load_splits, read_images
+from data import DIGIT, NO_AUGMENT, apply, course_folder, image_files, load_splits, read_images
 from model import CNN
 from train import EVAL_BATCH, evaluate, percent, predict, score
 from utils import (UserError, add_data_dir, atomic, load_checkpoint, load_weights, number, pick_device,
-                   pyplot, refuse, run, save_figure, write_csv, write_text)
-
-NO_AUGMENT = augmentation(flip=0)
+                   pyplot, usage_error, run, save_figure, write_csv, write_text)
 
 
 # ---------------------------------------------------------------- norms and selectivity
@@ -65,7 +63,7 @@ def selectivity(norms):
 
 
 def expert_table(norms, untrained, classes, by_digit=None):
-    """One dict a filter: its number, ten class means, class selectivity index, best class, the index that it
+    """One dict per filter: number, ten class means, class selectivity index, best class, the index that it
     has before training; and where digits are known the index and the best one by digit."""
     rows = []
     for i, (index, before) in enumerate(zip(selectivity(norms), selectivity(untrained))):
@@ -99,7 +97,7 @@ def rescale(kernel):
     return kernel / kernel.max() if kernel.max() > 0 else kernel
 
 
-def draw_filters(weight, out):
+def draw_filters(weight, source, out):
     """The first layer's weights, float [filters,3,k,k]: an image of each kernel; all of them side by side, as
     in the report's figure 7."""
     plt = pyplot()
@@ -111,7 +109,7 @@ def draw_filters(weight, out):
     half = math.ceil(len(weight) / 2)
     figure, axes = plt.subplots(half, 7, figsize=(6.6, 1 + 0.9 * half), layout="constrained", squeeze=False,
                                 width_ratios=[1, 1, 1, 0.5, 1, 1, 1])
-    figure.suptitle("First-layer kernels, each stretched to black and white:\n"
+    figure.suptitle(f"First-layer kernels, each stretched to black and white\n({source})\n"
                     f"filters 1 to {half} left, {half + 1} to {len(weight)} right", fontsize=12)
     for axis in axes.flat:
         axis.axis("off")
@@ -128,7 +126,7 @@ def draw_filters(weight, out):
 
 # ---------------------------------------------------------------- experts
 def draw_bars(axis, means, classes):
-    """One filter's ten class means, divided by the largest; a colour a class."""
+    """One filter's ten class means, divided by the largest, each class in its colour."""
     axis.bar(range(10), means / max(means.max(), 1e-12), color=[f"C{c}" for c in range(10)])
     axis.set_ylim(0, 1.05)
     axis.set_xticks(range(10), classes, rotation=60, ha="right", rotation_mode="anchor")
@@ -139,20 +137,20 @@ def caption(norms, i, classes):
 
 
 def draw_layer(layer, norms, classes, source, out):
-    """One chart a filter, and one sheet of them all, the most selective first."""
+    """A chart for each filter, and a sheet of them all, the most selective first."""
     plt = pyplot()
     for i in range(len(norms)):
         figure, axis = plt.subplots(figsize=(4.6, 3.2))
-        figure.subplots_adjust(left=0.14, right=0.97, top=0.9, bottom=0.3)
+        figure.subplots_adjust(left=0.14, right=0.97, top=0.87, bottom=0.3)
         draw_bars(axis, norms[i], classes)
         axis.set_ylabel("mean norm / largest")
-        axis.set_title(f"layer {layer}, " + caption(norms, i, classes), fontsize=11)
+        axis.set_title(f"layer {layer}, {caption(norms, i, classes)}\n{source}", fontsize=9)
         save_figure(figure, out / f"experts_layer{layer}" / f"filter{i + 1:02}.png")
 
     index = selectivity(norms)
     rows = math.ceil(len(norms) / 8)
-    figure, axes = plt.subplots(rows, 8, figsize=(12, 1.3 + 1.15 * rows), squeeze=False, sharey=True)
     height = 1.3 + 1.15 * rows
+    figure, axes = plt.subplots(rows, 8, figsize=(12, height), squeeze=False, sharey=True)
     figure.subplots_adjust(left=0.04, right=0.99, top=1 - 1 / height, bottom=0.4 / height, hspace=0.4,
                            wspace=0.1)
     figure.suptitle(f"Layer {layer}: norm of each filter's map by class, divided by its largest ({source})\n"
@@ -217,7 +215,7 @@ def counterfactual(model, split, seed=0):
 
 
 def shortcut_lines(split, before, scores, groups, counts, rows, classes):
-    """What the digit does to the predictions `before`, a figure a line."""
+    """What the digit does to the predictions `before`, one figure per line."""
     worst = np.nanargmin(groups)
     digits = torch.arange(10, device=split.labels.device)[:, None]
     right, changed, now_digit = rows[:10] == split.labels, rows[:10] != before, rows[:10] == digits
@@ -363,7 +361,7 @@ def analyze(args):
         lines += more
     write_text(out / "analysis.txt", "\n".join(lines) + "\n")
     draw_mistakes(val, logits, classes, source, out)
-    draw_filters(model.conv1.weight.detach().cpu(), out)
+    draw_filters(model.conv1.weight.detach().cpu(), source, out)
     draw_summary(norms[0], norms[-1], classes, source, out)
     for layer in layers:
         print(f"drawing a chart for each of the {len(norms[layer - 1])} filters of layer {layer}", flush=True)
@@ -402,8 +400,8 @@ def chosen_layers(names, depth):
     every = range(1, depth + 1)
     numbers = {"first": [1], "last": [depth], "all": every, **{str(n): [n] for n in every}}
     if unknown := set(names) - set(numbers):
-        refuse(f"--layer takes first, last, all, or 1 to {depth}, not {', '.join(unknown)}: the forward of "
-               f"model.py returns {depth} maps")
+        usage_error(f"--layer takes first, last, all, or 1 to {depth}, not {', '.join(unknown)}: the forward "
+                    f"of model.py returns {depth} maps")
     return sorted({n for name in names for n in numbers[name]})
 
 

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from utils import UserError, add_data_dir, number, peak_memory, pyplot, refuse, run, save_figure
+from utils import UserError, add_data_dir, peak_memory, pyplot, run, save_figure, usage_error
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MEAN, STD = (0.438, 0.435, 0.422), (0.228, 0.225, 0.231)  # the handout's, for images in [0, 1]
@@ -75,7 +75,7 @@ def load_splits(data_dir, match_prob=None, seed=0):
     data_dir = Path(data_dir)
     if folder := course_folder(data_dir):
         if match_prob is not None or seed:
-            refuse(f"{folder} holds finished images: --match-prob and --data-seed cannot act on them")
+            usage_error(f"{folder} holds finished images: --match-prob and --data-seed cannot act on them")
         return load_course_folder(folder)
     download_missing(data_dir)
     pictures, labels, test_pictures, test_labels, classes = read_cifar(data_dir)
@@ -310,10 +310,7 @@ def course_folder(data_dir):
 
 def load_course_folder(folder):
     """The course's layout, {train,val}/<class>/*.png; classes in the order of their names, digits -1."""
-    def visible(path):
-        return sorted(p for p in path.iterdir() if not p.name.startswith(".")) if path.is_dir() else []
-
-    classes = tuple(path.name for path in visible(folder / "train") if path.is_dir())
+    classes = tuple(sorted(path.name for path in (folder / "train").glob("[!.]*") if path.is_dir()))
     if len(classes) != 10:
         raise UserError(f"{folder / 'train'} has {len(classes)} class folders, expected 10")
     splits = []
@@ -321,7 +318,7 @@ def load_course_folder(folder):
         paths = [(path, label) for label, c in enumerate(classes) for path in image_files(folder / name / c)]
         if len({label for _, label in paths}) != 10:
             raise UserError(f"{folder / name} must hold images in each of the folders {', '.join(classes)}; "
-                            f"{folder} has {', '.join(path.name for path in visible(folder))}")
+                            f"{folder} has {', '.join(sorted(path.name for path in folder.glob('[!.]*')))}")
         labels = torch.tensor([label for _, label in paths])
         images = read_images([path for path, _ in paths])
         order = torch.from_numpy(np.random.RandomState(0).permutation(len(paths)))  # as Split.first expects
@@ -398,7 +395,7 @@ class ShiftPicture:
 class RandomHorizontalFlip:
     """Mirrors each image, digit included, with probability `p`. Takes uint8 too."""
 
-    def __init__(self, p=0.5):
+    def __init__(self, p):
         self.p = p
 
     def __call__(self, x):
@@ -451,14 +448,14 @@ class GaussianNoise:
 
 
 class RandomErasing:
-    """Fills one rectangle an image with `value`, with probability `p`, after Normalize (Zhong et al. 2020).
+    """Fills a rectangle of each image with 0, with probability `p`, after Normalize (Zhong et al. 2020).
 
-    Its area is uniform in `scale` (a share of the image), its aspect ratio log-uniform in `ratio`, its place
-    uniform. As in torchvision, a rectangle that does not fit is drawn again, up to ten times, then the image
-    is left alone."""
+    Its area is uniform in `scale` (a share of the image), its aspect ratio log-uniform in [0.3, 3.3], its
+    place uniform. As in torchvision, a rectangle that does not fit is drawn again, up to ten times, then the
+    image is left alone."""
 
-    def __init__(self, p=0.3, scale=(0.02, 0.05), ratio=(0.3, 3.3), value=0.0):
-        self.p, self.scale, self.ratio, self.value = p, scale, ratio, value
+    def __init__(self, p, scale):
+        self.p, self.scale = p, scale
 
     def __call__(self, x):
         n, _, H, W = x.shape
@@ -466,7 +463,7 @@ class RandomErasing:
         chance, top_draw, left_draw = torch.rand(3, n, device=x.device)
 
         area = H * W * (self.scale[0] + (self.scale[1] - self.scale[0]) * area_draw)
-        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
+        low, high = math.log(0.3), math.log(3.3)
         ratio = torch.exp(low + (high - low) * ratio_draw)
         h, w = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
         fits = (h < H) & (w < W)
@@ -478,7 +475,7 @@ class RandomErasing:
         rows, columns = torch.arange(H, device=x.device), torch.arange(W, device=x.device)
         in_rows = (rows >= top[:, None]) & (rows < (top + h)[:, None]) & erase[:, None]
         in_columns = (columns >= left[:, None]) & (columns < (left + w)[:, None])
-        return x.masked_fill((in_rows[:, :, None] & in_columns[:, None, :])[:, None], self.value)
+        return x.masked_fill((in_rows[:, :, None] & in_columns[:, None, :])[:, None], 0)
 
 
 def to_float(x):
@@ -486,9 +483,13 @@ def to_float(x):
     return x.to(torch.float32).div_(255)
 
 
-def augmentation(flip=0.5, rotate=0.0, noise=0.0, erase=0.0, erase_scale=(0.02, 0.05), shuffle_digits=0.0,
+NO_AUGMENT = [to_float, Normalize()]  # for evaluation
+
+
+def augmentation(flip=0.0, rotate=0.0, noise=0.0, erase=0.0, erase_scale=(0.02, 0.05), shuffle_digits=0.0,
                  shift=0, flip_picture=0.0):
-    """The pipeline from uint8 [N,3,H,W] to normalized float32: a list of functions, in the report's order."""
+    """The training pipeline from uint8 [N,3,H,W] to normalized float32: a list of functions, in the report's
+    order. Evaluation does not see it."""
     transforms = [ShuffleDigits(shuffle_digits)] if shuffle_digits else []
     transforms += [ShiftPicture(shift)] if shift else []
     transforms += [FlipPicture(flip_picture)] if flip_picture else []
@@ -510,7 +511,7 @@ def apply(transforms, x):
 
 # ---------------------------------------------------------------- the check and its sheet
 def check(splits):
-    """Print a line a split: its images, how often the digit is the label's, whether they are the report's."""
+    """Print a line per split: its images, how often digit and label match, whether they are the report's."""
     print(f"source {splits.source}")
     for name, split in zip(("train", "val", "test"), splits[:3]):
         if split is None:
@@ -532,10 +533,10 @@ def check(splits):
 
 
 def draw_sheet(splits, path, rows=3):
-    """A contact sheet: a column a class, `rows` rows from train and as many from val."""
+    """A contact sheet: a column for each class, `rows` rows from train and as many from val."""
     figure, axes = pyplot().subplots(2 * rows, 10, figsize=(11, 1.3 + 2.55 * rows), layout="constrained")
     green = "\ngreen: the digit equals the class's index" if (splits.train.digits >= 0).any() else ""
-    figure.suptitle(f"{splits.source}, a column a class{green}", fontsize=13)
+    figure.suptitle(f"{splits.source}, a column for each class{green}", fontsize=13)
     for row in range(2 * rows):
         name, split = ("train", splits.train) if row < rows else ("val", splits.val)
         axes[row, 0].set_ylabel(name, fontsize=11)

@@ -5,7 +5,8 @@
 #   bash experiments.sh final bs16/seed0   run these recipes, or runs
 #   bash experiments.sh --list             print each run as the command that it is
 #   bash experiments.sh demo               make synthetic data, train a few epochs, analyze: no download
-#   sbatch --array=0-N experiments.sh      on a SLURM cluster, one run a task (--list prints N)
+#   sbatch --array=0-N experiments.sh      on a SLURM cluster, one run per task (--list prints N; first run
+#                                          'python data.py', which downloads the data once)
 #
 #   JOBS=2              run two at once, each with half of the cores
 #   DATA_DIR=DIR        folder of the data (default: data)
@@ -13,6 +14,7 @@
 #   EPOCHS=1 LIMIT=64   shrink every run to a trial, in results/trial
 #   COMPILE=1           torch.compile the network, for a GPU
 #   PYTHON=             the interpreter (default: python)
+# The # at the end of the next two lines swallows the \r of a Windows line end.
 [ -n "${BASH_VERSION:-}" ] || { echo "error: this needs bash: bash experiments.sh" >&2; exit 2; } #
 grep -q "$(printf '\r')" "$0" && { echo "error: Windows line ends: sed -i 's/\\r//' $0" >&2; exit 2; } #
 set -u -o pipefail
@@ -35,13 +37,14 @@ done
 trial="${EPOCHS:+ --epochs $EPOCHS --warmup-epochs $((EPOCHS / 6))}${LIMIT:+ --limit $LIMIT}"
 OUT=${OUT:-results/$([ -n "$trial" ] && echo trial || echo runs)}
 
-# The flags of a row are those in which it differs from the final recipe, which is train.py's defaults.
+# The flags of a row are those in which it differs from the final recipe, which is train.py's defaults. Where a
+# flag stands twice, the later one counts.
 plain="--schedule cosine --noise 0 --erase 0 --dropout-last 0"   # sections 1 to 1.2: flip and normalize only
 tuned="--schedule cosine --dropout-last 0"                       # section 1.3: the best augmentation of 1.2
 wide="--erase-scale 0.02 0.1"
-ours="--bs 32 --lr 1e-2 --lr-min 0 --optimizer muon --weight-decay 0.01 --schedule onecycle --shuffle-digits 1"
-ours="$ours --shift 1 --flip 0 --flip-picture 0.5 --noise 0 --erase 0 --dropout-last 0 --label-smoothing 0.1"
-ours="$ours --amp"
+ours="--bs 32 --lr 1e-2 --lr-min 0 --optimizer muon --weight-decay 0.01 --schedule onecycle"
+ours="$ours --shuffle-digits 1 --shift 1 --flip 0 --flip-picture 0.5 --noise 0 --erase 0 --dropout-last 0"
+ours="$ours --label-smoothing 0.1 --amp"
 ours12="$ours --epochs 12"
 
 table() {  # recipe, seeds, flags; in the order of running
@@ -152,12 +155,12 @@ while IFS=$'\t' read -r name command; do
     fi
 done <<< "$chosen"
 [ -n "$todo" ] || exit 0
-[ -n "${SLURM_ARRAY_TASK_ID:-}" ] || "$PYTHON" data.py || exit   # downloads the data once, not once a job
+[ -n "${SLURM_ARRAY_TASK_ID:-}" ] || "$PYTHON" data.py || exit   # downloads the data once, not in each job
 if [ "$JOBS" -gt 1 ]; then
     cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > JOBS ? cores / JOBS : 1))}
 fi
-run='eval "\"\$PYTHON\" ${0#python }"' status=0
+run='eval "\"\$PYTHON\" ${0#python }"' status=0   # the command, with $PYTHON for the word python
 printf %s "$todo" | tr '\n' '\0' | xargs -0 -n 1 -P "$JOBS" bash -c "$run" || status=$?
 for name in final/seed0 best/seed0; do  # section 2, on the final model and on ours
     [[ $todo == *"$name "* && -f $OUT/$name/best.csv ]] || continue

@@ -13,8 +13,8 @@ from utils import Dropout
 class CNN(nn.Module):
     """Images, float [N,3,H,W] with H and W of at least 8, to logits, float [N,10].
 
-    The last `dropout_last` of the five blocks end in dropout with probability `dropout_p` (report, section
-    1.5). Weights start Kaiming normal (fan-in, ReLU), biases 0."""
+    The last `dropout_last` of the five blocks have dropout with probability `dropout_p`, after the ReLU and
+    before the pool (report, section 1.5). Weights start Kaiming normal (fan-in, ReLU), biases 0."""
 
     def __init__(self, dropout_last=0, dropout_p=0.1):
         super().__init__()

@@ -15,8 +15,8 @@ def learning_rate(schedule, epoch, epochs, lr, lr_min=1e-5, warmup_epochs=10):
     """The learning rate when `epoch` of `epochs` have passed (from 0 on; a fraction within an epoch).
 
     `lr` is the highest rate, `lr_min` the lowest of cosine, warmup_cosine and onecycle. Each formula is that
-    of a class in torch.optim.lr_scheduler. ValueError for a schedule that is not known."""
-    if schedule == "constant":  # ConstantLR
+    of a class in torch.optim.lr_scheduler (onecycle: to within one batch). ValueError for an unknown name."""
+    if schedule == "constant":  # ConstantLR with factor 1
         return lr
     if schedule == "step":  # StepLR; the report gives neither step nor factor: 20 epochs and 0.1 are ours
         return lr * 0.1 ** (epoch // 20)
@@ -46,8 +46,8 @@ def cosine(t, start, end):
 
 # ---------------------------------------------------------------- optimizers
 class Muon(torch.optim.AdamW):
-    """AdamW, but for the kernels of convolutions: their momentum (0.95, Nesterov) is made orthogonal as a
-    matrix [out, in*h*w], then scaled to the size of AdamW's steps, so that lr and weight_decay mean the same.
+    """AdamW, except for convolution kernels. Their momentum (0.95, Nesterov) is made orthogonal as a matrix
+    [out, in*h*w], then scaled to the size of AdamW's steps, so that lr and weight_decay mean the same.
 
     K. Jordan, *Muon: an optimizer for hidden layers in neural networks*, 2024; J. Liu et al., *Muon is
     scalable for LLM training*, 2025. torch.optim.Muon takes matrices only and computes in bfloat16, which is

@@ -1,10 +1,10 @@
 """Train the CNN. The defaults are the report's final recipe (section 1.6).
 
     python train.py --bs 16 --lr 1e-3 --epochs 60
-    python train.py --epochs 2 --limit 5000 --out results/trial   a quick look
-    python train.py ... --resume             go on after a stop, to the same bits
+    python train.py --epochs 2 --limit 5000 --out results/trial/me   a quick look
+    python train.py ... --resume            go on after a stop, to the same bits
 
-Writes to --out: args.json, log.csv (a row an epoch), steps.csv (the training
+Writes to --out: args.json, log.csv (a row per epoch), steps.csv (the training
 loss), best.pt (the epoch with the best val_acc), last.pt (what --resume needs);
 at the end best.csv (best.pt's accuracies) and curves.png.
 """
@@ -19,27 +19,27 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from data import apply, augmentation, load_splits
+from data import NO_AUGMENT, apply, augmentation, load_splits
 from model import CNN
 from schedules import EVERY_BATCH, OPTIMIZERS, SCHEDULES, learning_rate, make_optimizer, set_learning_rate
 from utils import (Recorded, UserError, add_data_dir, device_name, keep_freed_memory, load_checkpoint,
-                   load_weights, number, pick_device, pyplot, read_run, refuse, run, save_checkpoint,
+                   load_weights, number, pick_device, pyplot, read_run, usage_error, run, save_checkpoint,
                    save_figure, sole_owner, write_csv, write_text)
 
-EVAL_BATCH = 100     # images a forward pass in evaluation
-AHEAD = 1024         # images augmented at once, in whole batches; digits are exchanged among them
-TRAIN_EVAL = 5000    # training images that train_acc is measured on
-WINDOW = 50          # steps averaged into one row of steps.csv, about: an epoch is cut into equal parts
+EVAL_BATCH = 100      # images per forward pass in evaluation
+AUGMENT_CHUNK = 1024  # images augmented at once, in whole batches; digits are exchanged among them
+TRAIN_EVAL = 5000     # training images that train_acc is measured on
+STEPS_PER_ROW = 50    # steps averaged into one row of steps.csv, about: an epoch is cut into equal parts
 
 
 def train(args):
     out, device = Path(args.out), pick_device(args.device)
     print(f"{out}: loading the images of {args.data_dir}", flush=True)
     splits = load_splits(args.data_dir, args.match_prob, args.data_seed)
-    settings = {**what_decides(args), "fingerprint": splits.fingerprint}
-    state = claim(out, settings, args.resume, device)
+    settings = {**result_flags(args), "fingerprint": splits.fingerprint}
+    state = resume_state(out, settings, args.resume, device)
     train_set, val_set = splits.train.first(args.limit).to(device), splits.val.to(device)
-    augment, no_augment = augmentation_of(args, train_set), augmentation(flip=0)
+    augment = augmentation_of(args, train_set)
 
     keep_freed_memory()
     torch.backends.cudnn.deterministic = not args.compile
@@ -64,9 +64,9 @@ def train(args):
         train_seconds = time.perf_counter() - start
         steps += step_rows(losses, epoch)
         train_metrics = evaluate(model, train_set.first(TRAIN_EVAL), augment, args.amp)
-        val_metrics = evaluate(model, val_set, no_augment, args.amp)
+        val_metrics = evaluate(model, val_set, NO_AUGMENT, args.amp)
         log.append({
-            "epoch": epoch, "step": steps[-1]["step"], "lr": float(rate(args, epoch - 1)),
+            "epoch": epoch, "step": steps[-1]["step"], "lr": rate(args, epoch - 1),
             "train_loss": losses.mean().item(), "train_acc": train_metrics["acc"],
             "val_loss": val_metrics["loss"], "val_acc": val_metrics["acc"],
             "val_acc_agree": val_metrics["acc_agree"], "val_acc_conflict": val_metrics["acc_conflict"],
@@ -78,10 +78,10 @@ def train(args):
         if val_metrics["acc"] > best:
             best = val_metrics["acc"]
             save_checkpoint(out / "best.pt", checkpoint)
-        save_checkpoint(out / "last.pt", {**checkpoint, "optimizer": optimizer.state_dict(), "log": log,
-                                          "steps": steps, "best_val_acc": best})
         write_csv(out / "steps.csv", steps)
         write_csv(out / "log.csv", log)
+        save_checkpoint(out / "last.pt", {**checkpoint, "optimizer": optimizer.state_dict(), "log": log,
+                                          "steps": steps, "best_val_acc": best})
         progress.epoch_line(log[-1])
     finish(out, args, splits, log, steps, device)
 
@@ -101,7 +101,7 @@ def train_epoch(model, optimizer, split, augment, args, epoch, recorded, progres
     order = torch.randperm(len(split.labels), device=split.labels.device)
     losses = torch.zeros(math.ceil(len(order) / args.bs), device=order.device)
     i = 0
-    for part in order.split(args.bs * max(1, AHEAD // args.bs)):
+    for part in order.split(args.bs * max(1, AUGMENT_CHUNK // args.bs)):
         images, labels = apply(augment, split.images[part]), split.labels[part]
         for batch in zip(images.split(args.bs), labels.split(args.bs)):
             passed = epoch - 1 + (i / len(losses) if args.schedule in EVERY_BATCH else 0)
@@ -114,13 +114,13 @@ def train_epoch(model, optimizer, split, augment, args, epoch, recorded, progres
 
 
 def step_rows(losses, epoch):
-    """An epoch's rows of steps.csv: means of about WINDOW losses. UserError where one is not finite."""
+    """An epoch's rows of steps.csv, means of STEPS_PER_ROW losses. UserError where one is not finite."""
     done, rows = len(losses) * (epoch - 1), []
     if not losses.isfinite().all():
         first = done + int(losses.isfinite().int().argmin()) + 1
         raise UserError(f"the loss is not finite from step {first} (epoch {epoch}) on: try a lower --lr. The "
                         "files of the epochs before are kept")
-    for part in losses.tensor_split(max(1, round(len(losses) / WINDOW))):
+    for part in losses.tensor_split(max(1, round(len(losses) / STEPS_PER_ROW))):
         done += len(part)
         rows.append({"step": done, "epoch": epoch, "train_loss": part.mean().item()})
     return rows
@@ -134,9 +134,10 @@ def rate(args, passed):
 def augmentation_of(args, split):
     """The training pipeline of the flags; exits with 2 where it needs composites and `split` has others."""
     if (args.shuffle_digits or args.shift or args.flip_picture) and split.images.shape[2:] != (40, 40):
-        refuse("--shuffle-digits, --shift and --flip-picture need 40x40 composites")
-    return augmentation(args.flip, args.rotate, args.noise, args.erase, args.erase_scale, args.shuffle_digits,
-                        args.shift, args.flip_picture)
+        usage_error("--shuffle-digits, --shift and --flip-picture need 40x40 composites")
+    return augmentation(flip=args.flip, rotate=args.rotate, noise=args.noise, erase=args.erase,
+                        erase_scale=args.erase_scale, shuffle_digits=args.shuffle_digits, shift=args.shift,
+                        flip_picture=args.flip_picture)
 
 
 # ---------------------------------------------------------------- evaluation
@@ -175,19 +176,19 @@ def percent(hits):
 
 
 # ---------------------------------------------------------------- a run's files
-def what_decides(args):
-    """The flags that decide the result; where and how it is computed is left out."""
+def result_flags(args):
+    """The flags that decide the result, without those that say where and how it is computed."""
     return {key: value for key, value in vars(args).items()
             if key not in ("command", "out", "data_dir", "device", "compile", "resume")}
 
 
-def claim(out, settings, resume, device):
+def resume_state(out, settings, resume, device):
     """Look at what `out` holds. Returns last.pt to go on from, or None for a fresh start; exits where the run
     is finished (0), or where another run's results would be lost (2)."""
     if not ((out / "log.csv").exists() or (out / "last.pt").exists()):
         return None
-    there, log = read_run(out)
-    check_same(out, there, settings)
+    stored, log = read_run(out)
+    check_same(out, stored, settings)
     again = f"to start again, delete {out}"
     if (out / "best.csv").exists() and len(log) == settings["epochs"]:
         best = max(log, key=lambda row: row["val_acc"])
@@ -195,7 +196,7 @@ def claim(out, settings, resume, device):
               f"{best['epoch']:.0f}; {again}, or choose another --out")
         sys.exit(0)
     if not resume:
-        refuse(f"{out} holds {len(log)} epochs of {settings['epochs']}: --resume goes on; {again}")
+        usage_error(f"{out} holds {len(log)} epochs of {settings['epochs']}: --resume goes on; {again}")
     if not (out / "last.pt").exists():
         raise UserError(f"{out / 'last.pt'} is missing, so this run cannot go on; {again}")
     state = load_checkpoint(out / "last.pt", device)
@@ -205,13 +206,13 @@ def claim(out, settings, resume, device):
     return state
 
 
-def check_same(what, there, settings):
-    """Exit with 2 where the settings of a run, `there`, are not those asked for."""
-    there = {**what_decides(parse_args([])), **there}  # a flag that is newer than the run had its default
-    others = [f"{key} {there.get(key)} there, {value} here"
-              for key, value in settings.items() if there.get(key) != value]
+def check_same(what, stored, settings):
+    """Exit with 2 where the stored settings of a run are not those asked for."""
+    stored = {**result_flags(parse_args([])), **stored}  # a flag that is newer than the run had its default
+    others = [f"{key} {stored.get(key)} there, {value} here"
+              for key, value in settings.items() if stored.get(key) != value]
     if others:
-        refuse(f"{what} is of another run ({'; '.join(others)}): choose another --out, or delete it")
+        usage_error(f"{what} is of another run ({'; '.join(others)}): choose another --out, or delete it")
 
 
 def write_args(out, args, settings, splits, device, resumed):
@@ -241,7 +242,7 @@ def finish(out, args, splits, log, steps, device):
             "test_images": 0}
     if splits.test:
         best["test_images"] = len(splits.test.labels)
-        best["test_acc"] = evaluate(model, splits.test.to(device), augmentation(flip=0), args.amp)["acc"]
+        best["test_acc"] = evaluate(model, splits.test.to(device), NO_AUGMENT, args.amp)["acc"]
     write_csv(out / "best.csv", [best])
     print(f"{out}: best epoch {best['epoch']}, val_acc {best['val_acc']:.2f}, "
           f"test_acc {best['test_acc']:.2f} ({best['test_images']} images)")
@@ -256,7 +257,7 @@ def draw_curves(log, steps, title, path):
     figure.suptitle(title)
     ends = [row["step"] for row in log]
     top.semilogy([row["step"] for row in steps], [row["train_loss"] for row in steps], color="C0", alpha=0.6,
-                 lw=0.8, label=f"training (mean of {WINDOW} steps)")
+                 lw=0.8, label=f"training (mean of {STEPS_PER_ROW} steps)")
     top.semilogy(ends, [row["val_loss"] for row in log], color="C1", marker=".", label="validation")
     top.set_ylabel("cross-entropy loss")
     bottom.plot(ends, [row["train_acc"] for row in log], color="C0", marker=".",
@@ -270,7 +271,7 @@ def draw_curves(log, steps, title, path):
 
 
 class Progress:
-    """On a terminal one line that is written over and over; elsewhere one plain line an epoch."""
+    """On a terminal one line that is written over and over; elsewhere one plain line per epoch."""
 
     def __init__(self, out, epochs, images, epochs_done):
         self.out, self.epochs, self.images, self.epochs_done = out, epochs, images, epochs_done
@@ -284,10 +285,10 @@ class Progress:
         self.shown = now
         loss = losses[step - 1].item()  # waits for the device, twice a second at most
         done = epoch - 1 + step / len(losses)
-        rate = (done - self.epochs_done) / (now - self.start)  # epochs a second
-        left = int((self.epochs - done) / rate)
+        speed = (done - self.epochs_done) / (now - self.start)  # epochs per second
+        left = int((self.epochs - done) / speed)
         print(f"\r\033[Kepoch {epoch}/{self.epochs}  step {step}/{len(losses)}  loss {loss:.3f}  "
-              f"{rate * self.images:.0f} images/s  {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left",
+              f"{speed * self.images:.0f} images/s  {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left",
               end="", file=sys.stderr, flush=True)
 
     def epoch_line(self, row):
@@ -304,7 +305,6 @@ def parse_args(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    group = parser
 
     def flag(*names, help, **options):
         if "type" in options:
@@ -341,8 +341,8 @@ def parse_args(argv=None):
     flag("--optimizer", choices=OPTIMIZERS, metavar="NAME", default="adam",
          help="adam, adamw, or muon (adamw, with the steps of the convolutions made orthogonal)")
     flag("--shuffle-digits", type=share, default=0.0,
-         help="probability that an image's digit is exchanged for another image's, among the 1024 that are "
-              "augmented at once; breaks the shortcut")
+         help="probability that an image's digit is exchanged for another image's, among the thousand that "
+              "are augmented at once; breaks the shortcut")
     flag("--shift", type=number(int, 0, 12), default=0,
          help="the picture, not the digit, moves by up to N pixels each way")
     flag("--flip-picture", type=share, default=0.0,

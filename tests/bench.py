@@ -82,7 +82,8 @@ def measure_ours(folder, bs, amp, seconds, device):
     device = pick_device(device)
     args = train.parse_args(["--bs", str(bs), *(["--amp"] if amp else [])])
     split = Split(*torch.load(f"{folder}/split.pt")).to(device)
-    n = min(len(split.labels), 100_000 if device.type == "cuda" else train.AHEAD)  # about a second's work
+    n = 100_000 if device.type == "cuda" else train.AUGMENT_CHUNK  # images in about a second
+    n = min(len(split.labels), n)
     split = split.first(n // bs * bs)
     keep_freed_memory()
     torch.backends.cudnn.deterministic = True

@@ -4,7 +4,7 @@
 
 It is written as such loops usually are (ImageFolder, torchvision's transforms, DataLoader, torch's modules,
 Adam, CosineAnnealingLR), with nothing in it that makes train.py fast. The images are data.py's, written as
-PNG files, which lose nothing. Writes to --out: args.json, log.csv (a row an epoch); at the end best.csv.
+PNG files, which lose nothing. Writes to --out: args.json, log.csv (a row per epoch); at the end best.csv.
 """
 import argparse
 import json
@@ -23,7 +23,7 @@ from torchvision.transforms import v2
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data import MEAN, STD, load_splits  # noqa: E402
-from utils import (add_data_dir, device_name, number, pick_device, refuse, run, write_csv,  # noqa: E402
+from utils import (add_data_dir, device_name, number, pick_device, usage_error, run, write_csv,  # noqa: E402
                    write_text)
 
 TRAIN_EVAL = 5000  # training images that train_acc is measured on
@@ -126,7 +126,7 @@ def main():
     flag("--out", metavar="DIR", default="results/runs/ordinary/seed0", help="folder of results" + default)
     args = parser.parse_args()
     if Path(args.out, "log.csv").exists():
-        refuse(f"{args.out} holds a run already: delete it, or choose another --out")
+        usage_error(f"{args.out} holds a run already: delete it, or choose another --out")
     torch.set_flush_denormal(False)  # torch's own setting; utils.py changes it, for speed
 
     device, splits = pick_device(args.device), load_splits(args.data_dir)

@@ -245,7 +245,7 @@ def test_kernels_become_images_stretched_to_black_and_white(tmp_path, shown):
     """Five filters of 4x4, not the network's own: model.py is there to be edited."""
     weight = torch.randn(5, 3, 4, 4)
     weight[3, 1] = 0.7  # the same everywhere: black
-    analyze.draw_filters(weight, tmp_path)
+    analyze.draw_filters(weight, "synthetic data", tmp_path)
     low, high = weight.amin((2, 3), True), weight.amax((2, 3), True)
     stretched = ((weight - low) / (high - low).clamp(min=1e-9)).numpy()
     for i, channel in itertools.product(range(5), range(3)):

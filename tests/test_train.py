@@ -111,7 +111,7 @@ def test_of_equal_epochs_the_first_is_best(data_dir, tmp_path, monkeypatch):
 
 
 def test_steps_csv_cuts_each_epoch_into_equal_parts(data_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "WINDOW", 3)
+    monkeypatch.setattr(train, "STEPS_PER_ROW", 3)
     call(data_dir, tmp_path)
     steps = read_csv(tmp_path / "steps.csv")
     assert [row["step"] for row in steps] == [4, 7, 11, 14, 18, 21, 25, 28]  # seven steps an epoch
@@ -231,8 +231,8 @@ def test_one_step_is_adam_on_the_augmented_batch(data_dir, tmp_path, optimizer):
     split = data.load_splits(data_dir).train.first(32)
     torch.manual_seed(1)
     order = torch.randperm(32)
-    x = data.apply(data.augmentation(0.4, 0, 0.05, 0.3, shuffle_digits=1.0, shift=2, flip_picture=0.6),
-                   split.images[order])
+    augment = data.augmentation(flip=0.4, noise=0.05, erase=0.3, shuffle_digits=1.0, shift=2, flip_picture=0.6)
+    x = data.apply(augment, split.images[order])
     targets = 0.8 * F.one_hot(split.labels[order], 10) + 0.2 / 10
     (-targets * net.train()(x).log_softmax(1)).sum(1).mean().backward()
     trained = torch.load(tmp_path / "r" / "last.pt", weights_only=True)["model"]
@@ -260,10 +260,10 @@ def test_evaluation_is_in_evaluation_mode_and_changes_nothing(data_dir):
     net, val = CNN(5, 0.5).train(), data.load_splits(data_dir).val
     net(torch.randn(16, 3, 40, 40))
     before = {key: value.clone() for key, value in net.state_dict().items()}
-    metrics = train.evaluate(net, val, data.augmentation(flip=0))
+    metrics = train.evaluate(net, val, data.NO_AUGMENT)
     assert same(before, net.state_dict())
     net.eval()
-    logits = torch.stack([net(data.apply(data.augmentation(flip=0), image[None]))[0] for image in val.images])
+    logits = torch.stack([net(data.apply(data.NO_AUGMENT, image[None]))[0] for image in val.images])
     assert metrics["loss"] == pytest.approx(F.cross_entropy(logits, val.labels).item(), rel=1e-4)
     assert metrics["acc"] == pytest.approx(100 * (logits.argmax(1) == val.labels).double().mean().item())
 
@@ -271,7 +271,7 @@ def test_evaluation_is_in_evaluation_mode_and_changes_nothing(data_dir):
 def test_groups_are_nan_where_digits_are_unknown(data_dir):
     val = data.load_splits(data_dir).val
     unknown = val._replace(digits=torch.full_like(val.digits, -1))
-    metrics = train.evaluate(CNN(), unknown, data.augmentation(flip=0))
+    metrics = train.evaluate(CNN(), unknown, data.NO_AUGMENT)
     assert all(math.isnan(metrics[key]) for key in ("acc_agree", "acc_conflict", "follows_digit"))
 
 
