@@ -42,8 +42,7 @@ def map_norms(model, images):
 
 def class_means(norms, groups):
     """Each layer's norms, [N, filters], averaged over the images of each class: a list of float64 arrays
-    [filters, 10]. `groups`, int64 [N], are the images' classes, or their digits. Raises UserError for one
-    without images."""
+    [filters, 10]. `groups`, int64 [N], are classes or digits. UserError for one without images."""
     groups = groups.cpu()  # mps has no float64
     counts = torch.bincount(groups, minlength=10).double()
     if (counts == 0).any():
@@ -78,8 +77,7 @@ def expert_table(norms, untrained, classes, by_digit=None):
 
 
 def selectivity_lines(layer, norms, untrained, classes):
-    """What is printed of a layer: its filters' median index, quartiles, the median before training, the five
-    experts."""
+    """What is printed of a layer: the median index, its quartiles, the one before training, five experts."""
     index = selectivity(norms)
     low, median, high = np.quantile(index, [0.25, 0.5, 0.75])
     lines = [f"layer{layer}_selectivity_median {median:.4f} ({len(index)} filters)",
@@ -246,8 +244,7 @@ def draw_table(axis, values, rows, columns, title, ylabel, xlabel):
 
 
 def draw_shortcut(split, predictions, groups, rows, classes, source, out):
-    """Confusion matrix, accuracy by label and digit, and what the exchanged digit does to predictions and
-    accuracy."""
+    """Confusion matrix, accuracy by label and digit; predictions and accuracy with another digit there."""
     figure, axes = pyplot().subplots(2, 2, figsize=(11, 11), layout="constrained")
     figure.suptitle("What the digit does to the predictions, in percent of "
                     f"{len(split.labels)} validation images\n({source})", fontsize=13)
@@ -298,8 +295,7 @@ def draw_mistakes(split, logits, classes, source, out):
 
 
 def predict_folder(model, folder, out, device):
-    """Write out/predictions.txt: a line `name.png,class index` for each image of `folder`, 2.png before
-    10.png."""
+    """Write out/predictions.txt: `name.png,class index` for each image of `folder`, 2.png before 10.png."""
     def natural(path):
         return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.name)]
     paths = sorted(image_files(folder), key=natural)

@@ -91,8 +91,7 @@ def load_splits(data_dir, match_prob=None, seed=0):
 
 def make_pairs(labels, test_labels, digits, known, match_prob=None, seed=0):
     """Which CIFAR-10 image meets which MNIST digit: {"train": (images, digits), "val": ..., "test": ...},
-    int64 arrays of indices into `labels` (`test_labels` for test) and `digits`. The report's where `known`,
-    else drawn."""
+    int64 indices into `labels` (test: `test_labels`) and `digits`. The report's if `known`, else drawn."""
     split_draws, train_draws, val_draws, test_draws = (np.random.RandomState([seed, i]) for i in range(4))
     if known:
         if not REPORT_PAIRS.exists():
@@ -157,8 +156,7 @@ def resize(images, size):
     cut to uint8.
 
     A Gaussian blur down the columns, then along the rows, then bilinear sampling at half-pixel centres. Each
-    of the three sums in float64 and stores float32; without these roundings 4 % of the values come out one
-    lower."""
+    of the three sums in float64 and stores float32: without this, 4 % of the values come out one lower."""
     n = images.shape[-1]
     sigma = (n / size - 1) / 2
     radius = int(4 * sigma + 0.5)
@@ -451,8 +449,7 @@ class RandomErasing:
     """Fills a rectangle of each image with 0, with probability `p`, after Normalize (Zhong et al. 2020).
 
     Its area is uniform in `scale` (a share of the image), its aspect ratio log-uniform in [0.3, 3.3], its
-    place uniform. As in torchvision, a rectangle that does not fit is drawn again, up to ten times, then the
-    image is left alone."""
+    place uniform. As in torchvision, one that does not fit is drawn again, up to ten times."""
 
     def __init__(self, p, scale):
         self.p, self.scale = p, scale

@@ -153,8 +153,7 @@ def predict(model, images, transforms, amp=False):
 
 
 def evaluate(model, split, transforms, amp=False):
-    """Loss and accuracies of `model` in evaluation mode on `split`, each image passed through
-    `transforms`."""
+    """Loss and accuracies (see score) of `model` in evaluation mode on `split` through `transforms`."""
     return score(predict(model, split.images, transforms, amp), split)
 
 

@@ -1,5 +1,4 @@
-"""What the scripts share: one-line errors, argument types, the device, files, checkpoints, and two pieces for
-speed."""
+"""What the scripts share: one-line errors, argument types, the device, files, checkpoints, and some speed."""
 import argparse
 import contextlib
 import csv
@@ -34,8 +33,7 @@ class UserError(Exception):
 
 
 def run(main):
-    """Call `main()`; turn what a user can cause (bad data, a full disk, Ctrl-C) into one line and an exit
-    status."""
+    """Call `main()`; turn what a user can cause (bad data, a full disk, Ctrl-C) into a line and a status."""
     try:
         main()
     except UserError as error:
@@ -48,8 +46,7 @@ def run(main):
 
 
 def usage_error(message):
-    """What was asked for cannot be done: print one line and exit with status 2, as argparse does for a bad
-    flag."""
+    """Print one line and exit with status 2, as argparse does: what the flags ask for cannot be done."""
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
 
@@ -76,8 +73,7 @@ def add_data_dir(parser):
 
 
 def pick_device(name):
-    """The torch.device for `--device`; "auto" takes cuda, then mps, then cpu. Exits with 2 where there is
-    none."""
+    """The torch.device for `--device`; "auto" takes cuda, mps or cpu. Exits with 2 if it is absent."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -127,9 +123,8 @@ def atomic(path):
 
 @contextlib.contextmanager
 def sole_owner(folder):
-    """Hold `folder` (a Path, made if it is missing) for this process; exits with 2 while another process
-    holds it. The system lets go of it when the process ends, however it ends. Then remove what a kill left
-    half written."""
+    """Hold `folder` (a Path, made if missing) for this process; exits with 2 while another process holds it.
+    The system releases it when the process ends, however it ends. Removes what a kill left half written."""
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY) if fcntl else None
     try:
@@ -221,8 +216,7 @@ def save_checkpoint(path, checkpoint):
 
 def load_checkpoint(path, device="cpu"):
     """A file of train.py, a bare state dict, or {"state_dict": ...}: a dict whose "model" is the state dict.
-    It is read with `weights_only=True`, so code in it is refused. UserError for anything else, and for NaN or
-    inf in it."""
+    `weights_only=True` refuses code in it. UserError for anything else, and for NaN or inf in it."""
     if not os.path.isfile(path):
         problem = "is a folder" if os.path.isdir(path) else "not found"
         raise UserError(f"{path} {problem}; train.py writes best.pt and last.pt into its --out folder")
@@ -273,9 +267,8 @@ class Dropout(nn.Dropout):
 
 class Recorded:
     """Calls `step(*tensors)`; on a GPU as a CUDA graph, one for each shape of the first tensor: three calls
-    run plainly, the fourth is recorded, and later ones copy their tensors to where the graph reads them and
-    replay it. A step of batch 16 has some hundred small kernels, which take longer to launch one by one than
-    to run."""
+    run plainly, the fourth is recorded, later ones copy their tensors to where the graph reads them and
+    replay it. A step of batch 16 has some hundred small kernels, which are slower to launch than to run."""
 
     def __init__(self):
         self.calls, self.graphs = {}, {}
