@@ -5,15 +5,10 @@
 #   bash experiments.sh final bs16/seed0   run these recipes, or runs
 #   bash experiments.sh --list             print each run as the command that it is
 #   bash experiments.sh demo               make synthetic data, train a few epochs, analyze: no download
-#   sbatch --array=0-N experiments.sh      on a SLURM cluster, one run per task (--list prints N; first run
-#                                          'python data.py', which downloads the data once)
+#   sbatch --array=0-N experiments.sh      a run per SLURM task (--list prints N); first: python data.py
 #
-#   JOBS=2              run two at once, each with half of the cores
-#   DATA_DIR=DIR        folder of the data (default: data)
-#   OUT=DIR             folder of the results (default: results/runs); other data need one of their own
-#   EPOCHS=1 LIMIT=64   shrink every run to a trial, in results/trial
-#   COMPILE=1           torch.compile the network, for a GPU
-#   PYTHON=             the interpreter (default: python)
+#   JOBS=2 (two at once)   EPOCHS=1 LIMIT=64 (a trial, in results/trial)   COMPILE=1 (for a GPU)
+#   DATA_DIR=DIR (of the data)   OUT=DIR (of the results: another for other data)   PYTHON=interpreter
 # The # at the end of the next two lines swallows the \r of a Windows line end.
 [ -n "${BASH_VERSION:-}" ] || { echo "error: this needs bash: bash experiments.sh" >&2; exit 2; } #
 grep -q "$(printf '\r')" "$0" && { echo "error: Windows line ends: sed -i 's/\\r//' $0" >&2; exit 2; } #
@@ -37,8 +32,8 @@ done
 trial="${EPOCHS:+ --epochs $EPOCHS --warmup-epochs $((EPOCHS / 6))}${LIMIT:+ --limit $LIMIT}"
 OUT=${OUT:-results/$([ -n "$trial" ] && echo trial || echo runs)}
 
-# The flags of a row are those in which it differs from the final recipe, which is train.py's defaults. Where a
-# flag stands twice, the later one counts.
+# The flags of a row are those in which it differs from the final recipe, which is train.py's defaults.
+# Where a flag stands twice, the later one counts.
 plain="--schedule cosine --noise 0 --erase 0 --dropout-last 0"   # sections 1 to 1.2: flip and normalize only
 tuned="--schedule cosine --dropout-last 0"                       # section 1.3: the best augmentation of 1.2
 wide="--erase-scale 0.02 0.1"
@@ -106,50 +101,40 @@ best12_warmup_cosine    0,1,2   $ours12 --schedule warmup_cosine --warmup-epochs
 TABLE
 }
 
-runs() {  # RECIPE/seedN, a tab, the command
-    local recipe seeds flags seed
-    table | while read -r recipe seeds flags; do
-        for seed in ${seeds//,/ }; do
-            printf '%s\tpython train.py %s--seed %s --out %q --resume%s\n' "$recipe/seed$seed" \
-                "${flags:+$flags }" "$seed$trial" "$OUT/$recipe/seed$seed" "${COMPILE:+ --compile}"
-        done
+list=$(table | while read -r recipe seeds flags; do   # RECIPE/seedN, a tab, the command
+    for seed in ${seeds//,/ }; do
+        printf '%s\tpython train.py %s--seed %s --out %q --resume%s\n' "$recipe/seed$seed" \
+            "${flags:+$flags }" "$seed$trial" "$OUT/$recipe/seed$seed" "${COMPILE:+ --compile}"
     done
-}
-
-if [ "${1:-}" = demo ]; then
-    set -e
-    "$PYTHON" tests/synthetic.py data/synthetic
-    "$PYTHON" data.py --data-dir data/synthetic --sheet results/demo/dataset.png
-    "$PYTHON" train.py --data-dir data/synthetic --out results/demo --epochs 8 --resume
-    "$PYTHON" analyze.py --data-dir data/synthetic --ckpt results/demo/best.pt
-    echo "demo done, on synthetic data: look at results/demo/shortcut.png and mistakes.png"
-    exit
-fi
-list=$(runs)
-if [ "${1:-}" = --list ]; then
-    cut -f 2 <<< "$list"
-    count=$(wc -l <<< "$list")
-    echo "# $((count)) runs; as a SLURM array: sbatch --array=0-$((count - 1)) experiments.sh"
-    exit
-fi
-chosen=""
+done)
+case ${1:-} in
+    --list)
+        cut -f 2 <<< "$list"
+        echo "# as a SLURM array: sbatch --array=0-$(($(wc -l <<< "$list") - 1)) experiments.sh"
+        exit ;;
+    demo)
+        set -e
+        "$PYTHON" tests/synthetic.py data/synthetic
+        "$PYTHON" data.py --data-dir data/synthetic --sheet results/demo/dataset.png
+        "$PYTHON" train.py --data-dir data/synthetic --out results/demo --epochs 8 --resume
+        "$PYTHON" analyze.py --data-dir data/synthetic --ckpt results/demo/best.pt
+        echo "demo done, on synthetic data: look at results/demo/shortcut.png and mistakes.png"
+        exit ;;
+esac
 for name in "$@"; do
-    found=$(awk -F '\t' -v name="$name" '$1 == name || index($1, name "/") == 1' <<< "$list")
-    [ -n "$found" ] || fail "there is no recipe or run '$name'; --list prints the runs"
-    chosen+=$found$'\n'
+    grep -q "^$name[/[:blank:]]" <<< "$list" || fail "there is no recipe or run '$name', see --list"
 done
-[ $# -gt 0 ] || chosen=$list
-if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then  # the run of this task only
-    chosen=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" <<< "$chosen")
-    [ -n "$chosen" ] || fail "there is no run number $SLURM_ARRAY_TASK_ID, see --list"
-fi
+chosen=$(while IFS=$'\t' read -r run command; do
+    [[ $# = 0 || " $* " = *" $run "* || " $* " = *" ${run%/*} "* ]] && printf '%s\t%s\n' "$run" "$command"
+done <<< "$list")
+[ -z "${SLURM_ARRAY_TASK_ID:-}" ] || chosen=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" <<< "$chosen")
+[ -n "$chosen" ] || fail "there is no run number $SLURM_ARRAY_TASK_ID, see --list"
 
 todo=""  # the commands that have not finished; train.py itself checks each again, on the data too
-while IFS=$'\t' read -r name command; do
-    [ -n "$name" ] || continue
+while IFS=$'\t' read -r run command; do
     this="\"command\": \"${command%% --resume*}\""
-    if [ -f "$OUT/$name/best.csv" ] && grep -qF "$this" "$OUT/$name/args.json"; then
-        echo "$name is finished"
+    if [ -f "$OUT/$run/best.csv" ] && grep -qF "$this" "$OUT/$run/args.json"; then
+        echo "$run is finished"
     else
         todo+="$command"$'\n'
     fi
@@ -160,10 +145,10 @@ if [ "$JOBS" -gt 1 ]; then
     cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > JOBS ? cores / JOBS : 1))}
 fi
-run='eval "\"\$PYTHON\" ${0#python }"' status=0   # the command, with $PYTHON for the word python
-printf %s "$todo" | tr '\n' '\0' | xargs -0 -n 1 -P "$JOBS" bash -c "$run" || status=$?
-for name in final/seed0 best/seed0; do  # section 2, on the final model and on ours
-    [[ $todo == *"$name "* && -f $OUT/$name/best.csv ]] || continue
-    "$PYTHON" analyze.py --ckpt "$OUT/$name/best.pt" || status=$?
+call='eval "\"\$PYTHON\" ${0#python }"' status=0   # the command, with $PYTHON for the word python
+printf %s "$todo" | tr '\n' '\0' | xargs -0 -n 1 -P "$JOBS" bash -c "$call" || status=$?
+for run in final/seed0 best/seed0; do  # section 2, on the final model and on ours
+    [[ $todo = *"$run "* && -f $OUT/$run/best.csv ]] || continue
+    "$PYTHON" analyze.py --ckpt "$OUT/$run/best.pt" || status=$?
 done
 exit $status

@@ -109,7 +109,7 @@ def test_runs_by_name_once_and_not_again(sandbox):
     result, calls = sandbox("bs16", "final/seed1")
     assert result.returncode == 0
     assert [out_of(call) for call in calls] == [f"results/runs/{run}" for run in (
-        "bs16/seed0", "bs16/seed1", "bs16/seed2", "final/seed1")]
+        "final/seed1", "bs16/seed0", "bs16/seed1", "bs16/seed2")]
     result, calls = sandbox("bs16", "final/seed1")
     assert result.returncode == 0 and calls == [] and (sandbox.repo / "calls").read_text() == ""
 
