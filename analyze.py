@@ -304,7 +304,7 @@ def predict_folder(model, folder, out, device):
     images = read_images(paths)
     height, width = images.shape[2:]
     print(f"{len(paths)} images of {width}x{height} pixels, normalized with the handout's mean and standard "
-          "deviation, as train.py does; a network that was trained otherwise does not predict so well here")
+          "deviation; a network trained with another size or normalization predicts worse here")
     classes = predict(model, images.to(device), NO_AUGMENT).argmax(1)
     lines = [f"{path.name},{c}\n" for path, c in zip(paths, classes.tolist())]
     write_text(out / "predictions.txt", "".join(lines))
