@@ -22,19 +22,23 @@ GLYPHS = ("01110 10001 10011 10101 11001 10001 01110", "00100 01100 00100 00100 
 
 
 def draw_shape(label, rng):
-    """One 'CIFAR' image, uint8 [3,32,32]: the shape or texture `label` in random colours, size and place,
-    with noise."""
+    """A 'CIFAR' image, uint8 [3,32,32]: the shape or texture `label` in random colours, size and place."""
     y, x = np.mgrid[:32, :32].astype(float)
     x, y = x - rng.uniform(11, 21), y - rng.uniform(11, 21)
     turn = rng.uniform(-0.25, 0.25)
     x, y = x * math.cos(turn) + y * math.sin(turn), y * math.cos(turn) - x * math.sin(turn)
     r, size, period = np.hypot(x, y), rng.uniform(6, 11), rng.uniform(5, 9)
     across, down, diagonal = ((v % period) < period / 2 for v in (x, y, (x + y) / math.sqrt(2)))
-    inside = (r < size, np.maximum(
-        abs(x), abs(y)) < 0.85 * size, (y > -size) & (y < size) & (abs(x) < (y + size) / 2),
-              (r < size) & (r > 0.55 * size), (np.minimum(abs(x), abs(y)) < 0.3 * size) & (r < 1.2 * size),
-              down, across, across ^ down, np.hypot(x % period - period / 2,
-                                                    y % period - period / 2) < 0.3 * period, diagonal)[label]
+    inside = (r < size,
+              np.maximum(abs(x), abs(y)) < 0.85 * size,
+              (y > -size) & (y < size) & (abs(x) < (y + size) / 2),
+              (r < size) & (r > 0.55 * size),
+              (np.minimum(abs(x), abs(y)) < 0.3 * size) & (r < 1.2 * size),
+              down,
+              across,
+              across ^ down,
+              np.hypot(x % period - period / 2, y % period - period / 2) < 0.3 * period,
+              diagonal)[label]
     back, front = rng.uniform(0, 255, (2, 3, 1, 1))
     while abs(back - front).mean() < 35:
         front = rng.uniform(0, 255, (3, 1, 1))
@@ -43,8 +47,7 @@ def draw_shape(label, rng):
 
 
 def draw_digit(digit, rng):
-    """One 'MNIST' image, uint8 [28,28]: the 5x7 glyph of `digit`, three pixels a dot, in random place and
-    strength."""
+    """An 'MNIST' image, uint8 [28,28]: the 5x7 glyph of `digit`, three pixels per dot, in random place."""
     glyph = np.array([[int(dot) for dot in row] for row in GLYPHS[digit].split()])
     image = np.zeros((28, 28))
     top, left = rng.randint(1, 7), rng.randint(3, 11)
