@@ -62,9 +62,7 @@ def write_synthetic(folder, train=3000, test=500, seed=0):
     note = folder / "SYNTHETIC.txt"  # data.py looks for it, and says in titles what the images are
     if (folder / CIFAR_FILES[0]).exists() and not note.exists():
         raise UserError(f"{folder} holds other data already: name another folder")
-    write_text(
-        note,
-        "Drawn by 'python tests/synthetic.py': a stand-in for CIFAR-10 and MNIST, not those data sets.\n")
+    write_text(note, "Drawn by tests/synthetic.py: a stand-in for CIFAR-10 and MNIST, not those data sets.\n")
     write_text(folder / "cifar-10-batches-bin/batches.meta.txt", "\n".join(CLASSES) + "\n")
 
     def write(name, content):

@@ -116,8 +116,8 @@ def test_steps_csv_cuts_each_epoch_into_equal_parts(data_dir, tmp_path, monkeypa
     steps = read_csv(tmp_path / "steps.csv")
     assert [row["step"] for row in steps] == [4, 7, 11, 14, 18, 21, 25, 28]  # seven steps an epoch
     for row, four, three in zip(read_csv(tmp_path / "log.csv"), steps[::2], steps[1::2]):
-        assert (4 * four["train_loss"] + 3 * three["train_loss"]) / 7 == pytest.approx(
-            row["train_loss"], rel=1e-5)
+        mean = (4 * four["train_loss"] + 3 * three["train_loss"]) / 7
+        assert mean == pytest.approx(row["train_loss"], rel=1e-5)
 
 
 def test_the_last_row_is_that_of_the_last_weights(whole, data_dir):
@@ -231,7 +231,8 @@ def test_one_step_is_adam_on_the_augmented_batch(data_dir, tmp_path, optimizer):
     split = data.load_splits(data_dir).train.first(32)
     torch.manual_seed(1)
     order = torch.randperm(32)
-    augment = data.augmentation(flip=0.4, noise=0.05, erase=0.3, shuffle_digits=1.0, shift=2, flip_picture=0.6)
+    augment = data.augmentation(flip=0.4, noise=0.05, erase=0.3, shuffle_digits=1.0, shift=2,
+                                flip_picture=0.6)
     x = data.apply(augment, split.images[order])
     targets = 0.8 * F.one_hot(split.labels[order], 10) + 0.2 / 10
     (-targets * net.train()(x).log_softmax(1)).sum(1).mean().backward()
@@ -292,9 +293,8 @@ def test_gpu_the_recorded_step_gives_the_plain_steps_losses(data_dir, optimizer)
         net = CNN().to(device, memory_format=torch.channels_last)
         optimizer_ = train.make_optimizer(optimizer, net, lr=1e-3)
         for epoch in (1, 2):
-            losses.append(
-                train.train_epoch(net, optimizer_, split, data.augmentation(noise=0.05, erase=0.3), args,
-                                  epoch, recorded).clone())
+            augment = data.augmentation(noise=0.05, erase=0.3)
+            losses.append(train.train_epoch(net, optimizer_, split, augment, args, epoch, recorded).clone())
     assert len(recorded.graphs) == 1  # of batches of 16; of 8 there are too few to record
     assert len(losses[0]) == 23 and losses[0].std() > 0.01
     torch.testing.assert_close(losses[2:], losses[:2], rtol=1e-4, atol=1e-4)
@@ -376,8 +376,8 @@ def test_a_run_that_goes_on_elsewhere_says_so(data_dir, tmp_path, monkeypatch, c
         stop_in_step(7 + 1 if epoch < 3 else 7, monkeypatch, data_dir, tmp_path / "r", "--resume")
         said.append("does not go on to the same bits" in capsys.readouterr().err)
     assert said == [False, True, False]
-    assert json.loads(
-        (tmp_path / "r" / "args.json").read_text())["hardware"] == "A, 1 threads, then A, 2 threads"
+    args = json.loads((tmp_path / "r" / "args.json").read_text())
+    assert args["hardware"] == "A, 1 threads, then A, 2 threads"
 
 
 def test_kill_minus_nine_then_resume(whole, data_dir, tmp_path):
@@ -493,8 +493,8 @@ def test_a_course_folder_trains(tmp_path):
     write_course_folder(tmp_path / "course")
     call(tmp_path / "course", tmp_path / "r", "--epochs", "1", "--warmup-epochs", "0")
     (best,), (row,) = read_csv(tmp_path / "r" / "best.csv"), read_csv(tmp_path / "r" / "log.csv")
-    assert math.isnan(best["test_acc"]) and math.isnan(
-        row["val_acc_conflict"]) and not math.isnan(row["val_acc"])
+    assert math.isnan(best["test_acc"]) and math.isnan(row["val_acc_conflict"])
+    assert not math.isnan(row["val_acc"])
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch, capsys):
@@ -530,19 +530,14 @@ def test_the_users_settings_and_a_runs_name_cannot_hurt(data_dir, tmp_path):
     """A matplotlibrc that wants TeX, a backend of a notebook, a name that looks like a formula, a closed
     stderr."""
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")
-    command = [
-        sys.executable, train.__file__, *FLAGS, "--epochs", "1", "--warmup-epochs", "0", "--data-dir",
-        data_dir
-    ]
-    environment = {
-        **os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-        "MATPLOTLIBRC": str(tmp_path), "LC_ALL": "C"
-    }
+    out = tmp_path / "lr$1_$x é"
+    flags = [*FLAGS, "--epochs", "1", "--warmup-epochs", "0", "--data-dir", str(data_dir), "--out", str(out)]
     result = subprocess.run(
-        ["bash", "-c", 'exec "$@" 2>&-', "-", *map(str, command), "--out", tmp_path / "lr$1_$x é"],
-        env=environment, stdout=subprocess.PIPE)
+        ["bash", "-c", 'exec "$@" 2>&-', "-", sys.executable, train.__file__, *flags], stdout=subprocess.PIPE,
+        env={**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+             "MATPLOTLIBRC": str(tmp_path), "LC_ALL": "C"})
     assert result.returncode == 0
-    assert (tmp_path / "lr$1_$x é" / "curves.png").stat().st_size > 10_000
+    assert (out / "curves.png").stat().st_size > 10_000
 
 
 def test_the_smallest_numbers_count_as_zero():
@@ -564,8 +559,8 @@ def test_a_csv_reads_back_with_empty_cells_for_what_is_not_known(tmp_path):
     utils.write_csv(tmp_path / "t.csv", table)
     assert (tmp_path / "t.csv").read_text() == 'name,n,x\na,7,0.666667\n"b, c",8,\n'
     first, second = read_csv(tmp_path / "t.csv")
-    assert first == {"name": "a", "n": 7, "x": 0.666667} and second["name"] == "b, c" and math.isnan(
-        second["x"])
+    assert first == {"name": "a", "n": 7, "x": 0.666667}
+    assert second["name"] == "b, c" and math.isnan(second["x"])
 
 
 class Malicious:
