@@ -23,7 +23,7 @@ from data import DIGIT, NO_AUGMENT, apply, course_folder, image_files, load_spli
 from model import CNN
 from train import EVAL_BATCH, evaluate, percent, predict, score
 from utils import (UserError, add_data_dir, atomic, load_checkpoint, load_weights, number, pick_device,
-                   pyplot, usage_error, run, save_figure, write_csv, write_text)
+                   pyplot, run, save_figure, usage_error, write_csv, write_text)
 
 
 # ---------------------------------------------------------------- norms and selectivity

@@ -1,8 +1,8 @@
 """Train the CNN. The defaults are the report's final recipe (section 1.6).
 
     python train.py --bs 16 --lr 1e-3 --epochs 60
-    python train.py --epochs 2 --limit 5000 --out results/trial/me   a quick look
-    python train.py ... --resume            go on after a stop, to the same bits
+    python train.py --epochs 2 --limit 5000 --out results/trial/quick
+    python train.py ... --resume        (goes on after a stop, to the same bits)
 
 Writes to --out: args.json, log.csv (a row per epoch), steps.csv (the training
 loss), best.pt (the epoch with the best val_acc), last.pt (what --resume needs);
@@ -23,8 +23,8 @@ from data import NO_AUGMENT, apply, augmentation, load_splits
 from model import CNN
 from schedules import EVERY_BATCH, OPTIMIZERS, SCHEDULES, learning_rate, make_optimizer, set_learning_rate
 from utils import (Recorded, UserError, add_data_dir, device_name, keep_freed_memory, load_checkpoint,
-                   load_weights, number, pick_device, pyplot, read_run, usage_error, run, save_checkpoint,
-                   save_figure, sole_owner, write_csv, write_text)
+                   load_weights, number, pick_device, pyplot, read_run, run, save_checkpoint, save_figure,
+                   sole_owner, usage_error, write_csv, write_text)
 
 EVAL_BATCH = 100      # images per forward pass in evaluation
 AUGMENT_CHUNK = 1024  # images augmented at once, in whole batches; digits are exchanged among them
