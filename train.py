@@ -252,6 +252,7 @@ def finish(out, args, splits, log, steps, device):
 def draw_curves(log, steps, title, path):
     """The report's kind of figure: losses on a log axis over the steps, accuracies below."""
     plt = pyplot()
+    from matplotlib.ticker import LogLocator, NullLocator
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(8, 7.5), sharex=True, layout="constrained")
     figure.suptitle(title)
     ends = [row["step"] for row in log]
@@ -263,8 +264,11 @@ def draw_curves(log, steps, title, path):
                 label="training (augmented images)")
     bottom.plot(ends, [row["val_acc"] for row in log], color="C1", marker=".", label="validation")
     bottom.set(xlabel="step", ylabel="accuracy (%)")
+    top.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
+    top.yaxis.set_major_formatter("{x:g}")
+    top.yaxis.set_minor_locator(NullLocator())
     for axis in (top, bottom):
-        axis.grid(alpha=0.3, which="both")
+        axis.grid(alpha=0.3)
         axis.legend()
     save_figure(figure, path)
 

@@ -174,7 +174,7 @@ def beside_report(results):
                      results.mean(recipe, "train_acc"), row["how"]])
     line = f"The report gives {len(rows)} numbers. Here {len(differences)} of them have been run."
     if differences:
-        line += (f" Of these, {sum(abs(off) <= 1 for off in differences)} are within 1.0 point of the report."
+        line += (f" Within 1.0 point of the report: {sum(abs(off) <= 1 for off in differences)}."
                  f" The median difference (ours minus the report's) is {median(differences):+.2f} points.")
     return line + "\n\n" + table("section, run, report's val_acc, ours (mean), difference, beyond chance?, "
                                  "report's train_acc, ours (mean), how the report gives it", rows)

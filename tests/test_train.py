@@ -169,6 +169,8 @@ def test_the_curves_are_those_of_the_logs(whole, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "save_figure", lambda figure, path: shown.append(figure))
     draw_curves(log, steps, "lr$1_$x", tmp_path / "curves.png")
     drawn = [[list(map(list, line.get_data())) for line in axis.lines] for axis in shown[0].axes]
+    shown[0].canvas.draw()
+    assert not any("$" in label.get_text() for axis in shown[0].axes for label in axis.get_yticklabels())
     ends = [7, 14, 21, 28]
     assert drawn == [[[[row["step"] for row in steps], [row["train_loss"] for row in steps]],
                       [ends, [row["val_loss"] for row in log]]],
