@@ -90,7 +90,7 @@ def test_the_page_has_the_reports_numbers_beside_ours(folder):
     assert rows("bs16", text)[0][2:8] == ["70.12", "67.00 (1 seed)", "-3.12", "yes", "", "83.00"]
     assert rows("baseline", text)[0][2:6] == ["64.90", "not run", "", ""]
     assert rows("best12_flip", text)[-1][1:] == ["`--flip 0.5`", "79.00 (3 seeds, sd 1.00)", "-2.00", "yes"]
-    assert "1 are within 1.0 point" in text and "is -1.08 points" in text  # of -1.08, -0.64, -3.12
+    assert "Within 1.0 point of the report: 1." in text and "is -1.08 points" in text  # of -1.08, -0.64, -3.12
     assert rows("a machine", text) == [["a machine", "10", "7.0"]]
     assert "runs are in. Not run yet: bs64, bs32, " in text and "bs16/seed1" in text and "mine" in text
 
