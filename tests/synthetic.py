@@ -60,7 +60,7 @@ def write_synthetic(folder, train=3000, test=500, seed=0):
     `folder`. UserError where other data lie there."""
     folder, rng = Path(folder), np.random.RandomState(seed)
     note = folder / "SYNTHETIC.txt"  # data.py looks for it, and says in titles what the images are
-    if (folder / CIFAR_FILES[0]).exists() and not note.exists():
+    if (folder / "cifar-10-batches-bin" / CIFAR_FILES[0]).exists() and not note.exists():
         raise UserError(f"{folder} holds other data already: name another folder")
     write_text(note, "Drawn by tests/synthetic.py: a stand-in for CIFAR-10 and MNIST, not those data sets.\n")
     write_text(folder / "cifar-10-batches-bin/batches.meta.txt", "\n".join(CLASSES) + "\n")
@@ -75,8 +75,8 @@ def write_synthetic(folder, train=3000, test=500, seed=0):
 
     records = cifar_records(train)
     for i, name in enumerate(CIFAR_FILES[:5]):
-        write(name, b"".join(records[i * train // 5:(i + 1) * train // 5]))
-    write(CIFAR_FILES[5], b"".join(cifar_records(test)))
+        write(f"cifar-10-batches-bin/{name}", b"".join(records[i * train // 5:(i + 1) * train // 5]))
+    write(f"cifar-10-batches-bin/{CIFAR_FILES[5]}", b"".join(cifar_records(test)))
     digits = rng.permutation(np.arange(train) % 10).astype(np.uint8)
     pixels = np.stack([draw_digit(digit, rng) for digit in digits])
     write(f"MNIST/raw/{MNIST_FILES[0]}", np.array([2051, train, 28, 28], ">i4").tobytes() + pixels.tobytes())
