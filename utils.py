@@ -1,8 +1,7 @@
-"""What the scripts share: one-line errors, argument types, the device, files, checkpoints, and some speed."""
+"""What the scripts share: one-line errors, argument types, the device, files, checkpoints, the CUDA graph."""
 import argparse
 import contextlib
 import csv
-import ctypes
 import json
 import math
 import os
@@ -11,7 +10,6 @@ import re
 import sys
 
 import torch
-import torch.nn as nn
 
 try:
     import fcntl
@@ -96,15 +94,6 @@ def device_name(device):
     return f"{cpu}, {torch.get_num_threads()} threads" if device.type == "cpu" else f"{cpu}, {device.type}"
 
 
-def peak_memory():
-    """The most memory that this process has held so far, in GB; NaN where that is not known (Windows)."""
-    try:
-        import resource
-    except ImportError:
-        return math.nan
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
-
-
 # ---------------------------------------------------------------- files
 @contextlib.contextmanager
 def atomic(path):
@@ -134,9 +123,9 @@ def sole_owner(folder):
         usage_error(f"another process is training into {folder}: wait for it, or choose another --out")
     except OSError:
         pass  # a file system without locks
+    for path in folder.glob("*.tmp*"):
+        path.unlink()
     try:
-        for path in folder.glob("*.tmp*"):
-            path.unlink()
         yield
     finally:
         if fcntl:
@@ -222,22 +211,17 @@ def load_checkpoint(path, device="cpu"):
         raise UserError(f"{path} {problem}; train.py writes best.pt and last.pt into its --out folder")
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:
+        if "model" not in checkpoint:
+            checkpoint = {"model": checkpoint.get("state_dict", checkpoint)}
+        # DataParallel and torch.compile put a word before each name
+        state = {re.sub(r"^((module|_orig_mod)\.)+", "", name): value
+                 for name, value in checkpoint["model"].items()}
+        bad = [name for name, value in state.items() if not value.isfinite().all()]
+    except Exception as error:  # torch.load raises many kinds
         raise UserError(f"{path} is not a checkpoint of this network: truncated, or not only weights "
                         f"({type(error).__name__})") from None
-    if not isinstance(checkpoint, dict):
-        raise UserError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint or a state dict")
-    if "model" not in checkpoint:
-        checkpoint = {"model": checkpoint.get("state_dict", checkpoint)}
-    if not isinstance(checkpoint["model"], dict):
-        raise UserError(f"{path} holds no state dict")
-    # DataParallel and torch.compile put a word before each name
-    state = {re.sub(r"^((module|_orig_mod)\.)+", "", str(name)): value
-             for name, value in checkpoint["model"].items()}
-    for name, value in state.items():
-        dense = torch.is_tensor(value) and value.layout == torch.strided
-        if dense and value.is_floating_point() and not value.isfinite().all():
-            raise UserError(f"{path} has NaN or inf in {name}: its training broke down")
+    if bad:
+        raise UserError(f"{path} has NaN or inf in {bad[0]}: its training broke down")
     return {**checkpoint, "model": state}
 
 
@@ -245,26 +229,12 @@ def load_weights(model, checkpoint, path):
     """Put a checkpoint's weights into `model`; UserError for another network, with the last difference."""
     try:
         model.load_state_dict(checkpoint["model"])
-    except (RuntimeError, TypeError, AttributeError) as error:
+    except RuntimeError as error:
         detail = (str(error).strip().splitlines() or [""])[-1].strip()
         raise UserError(f"{path} holds another network than model.py: {detail}") from None
 
 
 # ---------------------------------------------------------------- speed
-class Dropout(nn.Dropout):
-    """A faster nn.Dropout for [N,C,H,W] on a CPU: one random 64-bit number decides four values, so p is exact
-    to 1/65536. This saves a seventh of a training step."""
-
-    def forward(self, x):
-        if not (self.training and x.device.type == "cpu" and x.ndim == 4 and 1e-5 < self.p < 0.999):
-            return super().forward(x) if self.p else x
-        n, c, h, w = x.shape
-        bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-2**63, None).view(torch.int16)
-        kept = round(self.p * 2**16) - 2**15  # from this value on, of -2**15 to 2**15 - 1
-        keep = bits[:x.numel()].clamp_(kept - 1, kept).sub_(kept - 1)  # 0 or 1; a comparison is slower
-        return x * keep.view(n, h, w, c).permute(0, 3, 1, 2).to(x.dtype).div_(1 - self.p)
-
-
 class Recorded:
     """Calls `step(*tensors)`; on a GPU as a CUDA graph, one for each shape of the first tensor: three calls
     run plainly, the fourth is recorded, later ones copy their tensors to where the graph reads them and
@@ -289,12 +259,3 @@ class Recorded:
             tensor.copy_(value)
         graph.replay()
         return output
-
-
-def keep_freed_memory():
-    """Have the C library (glibc) keep what a training step frees for the next step, and return only blocks of
-    over 16 MB, of which a step of batch 16 to 64 has none. Else a run takes 1.5 GB of memory, not 1.1."""
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
-        libc.mallopt(-3, 2**24)  # M_MMAP_THRESHOLD

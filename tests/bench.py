@@ -33,7 +33,7 @@ import train  # noqa: E402
 from data import Split, load_splits  # noqa: E402
 from model import CNN  # noqa: E402
 from schedules import make_optimizer  # noqa: E402
-from utils import Recorded, add_data_dir, device_name, keep_freed_memory, number, pick_device  # noqa: E402
+from utils import Recorded, add_data_dir, device_name, number, pick_device  # noqa: E402
 from utils import run, write_csv  # noqa: E402
 
 WORKERS = (0, 2, 4)  # of the ordinary loop's DataLoader: the fastest counts
@@ -85,7 +85,6 @@ def measure_ours(folder, bs, amp, seconds, device):
     n = 100_000 if device.type == "cuda" else train.AUGMENT_CHUNK  # images in about a second
     n = min(len(split.labels), n)
     split = split.first(n // bs * bs)
-    keep_freed_memory()
     torch.backends.cudnn.deterministic = True
     augment, recorded = train.augmentation_of(args, split), Recorded()
     model = CNN(args.dropout_last, args.dropout_p).to(device, memory_format=torch.channels_last)

@@ -4,8 +4,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from model import CNN
-from utils import Dropout
+from model import CNN, Dropout
 
 
 def handout(state, x, factors):
