@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from data import NO_AUGMENT, apply, augmentation, load_splits
 from model import CNN
 from schedules import EVERY_BATCH, OPTIMIZERS, SCHEDULES, learning_rate, make_optimizer, set_learning_rate
-from utils import (Recorded, UserError, add_data_dir, device_name, keep_freed_memory, load_checkpoint,
-                   load_weights, number, pick_device, pyplot, read_run, run, save_checkpoint, save_figure,
-                   sole_owner, usage_error, write_csv, write_text)
+from utils import (Recorded, UserError, add_data_dir, device_name, load_checkpoint, load_weights, number,
+                   pick_device, pyplot, read_run, run, save_checkpoint, save_figure, sole_owner, usage_error,
+                   write_csv, write_text)
 
 EVAL_BATCH = 100      # images per forward pass in evaluation
 AUGMENT_CHUNK = 1024  # images augmented at once, in whole batches; digits are exchanged among them
@@ -41,7 +41,6 @@ def train(args):
     train_set, val_set = splits.train.first(args.limit).to(device), splits.val.to(device)
     augment = augmentation_of(args, train_set)
 
-    keep_freed_memory()
     torch.backends.cudnn.deterministic = not args.compile
     torch.backends.cudnn.benchmark = args.compile  # try each convolution's algorithms, and keep the fastest
     torch.manual_seed(args.seed)
@@ -187,7 +186,11 @@ def resume_state(out, settings, resume, device):
     if not ((out / "log.csv").exists() or (out / "last.pt").exists()):
         return None
     stored, log = read_run(out)
-    check_same(out, stored, settings)
+    stored = {**result_flags(parse_args([])), **stored}  # a flag that is newer than the run had its default
+    others = [f"{key} {stored.get(key)} there, {value} here"
+              for key, value in settings.items() if stored.get(key) != value]
+    if others:
+        usage_error(f"{out} holds another run ({'; '.join(others)}): choose another --out, or delete it")
     again = f"to start again, delete {out}"
     if (out / "best.csv").exists() and len(log) == settings["epochs"]:
         best = max(log, key=lambda row: row["val_acc"])
@@ -196,22 +199,10 @@ def resume_state(out, settings, resume, device):
         sys.exit(0)
     if not resume:
         usage_error(f"{out} holds {len(log)} epochs of {settings['epochs']}: --resume goes on; {again}")
-    if not (out / "last.pt").exists():
-        raise UserError(f"{out / 'last.pt'} is missing, so this run cannot go on; {again}")
-    state = load_checkpoint(out / "last.pt", device)
-    if lacks := {"args", "optimizer", "log", "steps", "best_val_acc"} - state.keys():
-        raise UserError(f"{out / 'last.pt'} is not train.py's: it has no {', '.join(sorted(lacks))}; {again}")
-    check_same(out / "last.pt", state["args"], settings)
+    state = load_checkpoint(out / "last.pt", device) if (out / "last.pt").exists() else {}
+    if "optimizer" not in state:
+        raise UserError(f"{out / 'last.pt'} is missing or not train.py's, so this run cannot go on; {again}")
     return state
-
-
-def check_same(what, stored, settings):
-    """Exit with 2 where the stored settings of a run are not those asked for."""
-    stored = {**result_flags(parse_args([])), **stored}  # a flag that is newer than the run had its default
-    others = [f"{key} {stored.get(key)} there, {value} here"
-              for key, value in settings.items() if stored.get(key) != value]
-    if others:
-        usage_error(f"{what} is of another run ({'; '.join(others)}): choose another --out, or delete it")
 
 
 def write_args(out, args, settings, splits, device, resumed):
