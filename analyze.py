@@ -234,7 +234,7 @@ def shortcut_lines(split, before, scores, groups, counts, rows, classes):
 
 def draw_table(axis, values, rows, columns, title, ylabel, xlabel):
     """A heat map of percentages, 0 to 100, each written in its cell."""
-    axis.imshow(values, cmap="Blues", vmin=0, vmax=100)
+    axis.imshow(values, cmap="Blues", vmin=0, vmax=100, aspect="auto")
     axis.set(title=title, ylabel=ylabel, xlabel=xlabel, yticks=range(len(rows)), yticklabels=rows)
     turned = {"rotation": 60, "ha": "right", "rotation_mode": "anchor"} if isinstance(columns[0], str) else {}
     axis.set_xticks(range(len(columns)), columns, **turned)
@@ -259,16 +259,11 @@ def draw_shortcut(split, predictions, groups, rows, classes, source, out):
                "digit put under every image", "prediction")
 
     right = 100 * (rows == split.labels).double().cpu()  # [11,N]
-    for label in range(10):
-        of_class = right[:, split.labels.cpu() == label].mean(1)
-        others = (of_class[:10].sum() - of_class[label]) / 9
-        for i, (acc, color) in enumerate(((of_class[label], "C2"), (others, "C3"), (of_class[10], "C7"))):
-            axes[1, 1].barh(label + 0.27 * (i - 1), float(acc), 0.27, color=color)
-    axes[1, 1].set(title="the digit exchanged: accuracy", xlabel="accuracy (%)", xlim=(0, 100),
-                   yticks=range(10), yticklabels=names)
-    axes[1, 1].invert_yaxis()
-    axes[1, 1].legend(axes[1, 1].patches[:3], ("the label's", "another", "none"), ncols=3, loc="upper center",
-                      title="digit put under every image", bbox_to_anchor=(0.5, -0.12))
+    accs = np.stack([right[:, split.labels.cpu() == label].mean(1).numpy() for label in range(10)])
+    own = accs[range(10), range(10)]
+    others = (accs[:, :10].sum(1) - own) / 9
+    draw_table(axes[1, 1], np.stack([own, others, accs[:, 10]], 1), names, ["the label's", "another", "none"],
+               "the digit exchanged: accuracy", "label", "digit put under every image")
     save_figure(figure, out / "shortcut.png")
 
 
@@ -323,14 +318,14 @@ def analyze(args):
     if args.predict:
         return predict_folder(model, args.predict, out, device)
 
-    trained = checkpoint["args"] if isinstance(checkpoint.get("args"), dict) else {}
+    trained = checkpoint["args"] if "fingerprint" in (checkpoint.get("args") or ()) else {}  # of train.py
     print(f"loading the images of {args.data_dir}", flush=True)
     splits = load_as_trained(args, trained)
     classes, source, val = splits.classes, splits.source, splits.val.to(device)
     logits, image_norms = map_norms(model, val.images)
     layers = chosen_layers(args.layer, len(image_norms))
     norms = class_means(image_norms, val.labels)
-    torch.manual_seed(stored_number(trained, "seed", int, 2**32 - 1) or 0)
+    torch.manual_seed(trained.get("seed", 0))
     fresh = CNN().to(device, memory_format=torch.channels_last)  # the control: how training began
     untrained = class_means(map_norms(fresh, val.images)[1], val.labels)
     scores = score(logits, val)
@@ -347,7 +342,7 @@ def analyze(args):
 
     remove_old(out)
     by_digit = [None] * len(norms)
-    if digits_are_known(val):
+    if len(val.digits.unique()) == 10:  # in a course folder they are unknown
         by_digit = class_means(image_norms, val.digits)
         more = analyze_shortcut(model, val, logits, scores, classes, source, out)
         for layer in (1, len(norms)):
@@ -371,24 +366,8 @@ def load_as_trained(args, trained):
     """The splits that the network was trained with, where `args` do not ask for others."""
     if course_folder(Path(args.data_dir)):  # there nothing is drawn
         return load_splits(args.data_dir, seed=args.data_seed or 0)
-    seed = args.data_seed
-    if seed is None:
-        seed = stored_number(trained, "data_seed", int, 2**32 - 1) or 0
-    return load_splits(args.data_dir, stored_number(trained, "match_prob", float, 1), seed)
-
-
-def stored_number(trained, key, kind, high):
-    """A setting of the checkpoint; None where it is not there or makes no sense."""
-    value = trained.get(key)
-    return value if isinstance(value, kind) and 0 <= value <= high else None
-
-
-def digits_are_known(split):
-    """Whether each of the ten digits is there, as the shortcut's part needs; says so where only some are."""
-    there = [digit for digit in range(10) if (split.digits == digit).any()]
-    if 0 < len(there) < 10:
-        print(f"note: the validation images have only the digits {there}: the shortcut is not measured")
-    return len(there) == 10
+    seed = trained.get("data_seed", 0) if args.data_seed is None else args.data_seed
+    return load_splits(args.data_dir, trained.get("match_prob"), seed)
 
 
 def chosen_layers(names, depth):
@@ -403,17 +382,15 @@ def chosen_layers(names, depth):
 
 def doubts(checkpoint, trained, splits, val_acc):
     """Lines that warn of what a user may not expect: other images, other classes, another network."""
-    lines, stored = [], checkpoint.get("val_acc")
-    if trained.get("fingerprint") not in (None, splits.fingerprint):
+    lines = []
+    if trained and trained["fingerprint"] != splits.fingerprint:
         lines += ["note: the network was trained on other images than the training images here: some of "
                   "these validation images may be its training images"]
-    elif "fingerprint" in trained and isinstance(stored, float):
-        if abs(stored - val_acc) > (1 if trained.get("amp") else 0.2):
-            lines += [f"note: the checkpoint says val_acc {stored:.2f}: model.py or data.py has changed "
-                      "since it was trained"]
-    classes = checkpoint.get("classes", splits.classes)
-    if not isinstance(classes, (list, tuple)) or tuple(classes) != splits.classes:
-        lines += [f"note: the network was trained on other classes: {classes}"]
+    elif trained and abs(checkpoint["val_acc"] - val_acc) > (1 if trained["amp"] else 0.2):
+        lines += [f"note: the checkpoint says val_acc {checkpoint['val_acc']:.2f}: model.py or data.py has "
+                  "changed since it was trained"]
+    if trained and tuple(checkpoint["classes"]) != splits.classes:
+        lines += [f"note: the network was trained on other classes: {', '.join(checkpoint['classes'])}"]
     return lines
 
 
