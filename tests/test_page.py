@@ -10,9 +10,9 @@ from results import page
 from utils import write_csv
 
 RECIPES = {  # made-up flags
-    "final": "", "bs64": "--bs 64", "bs32": "--bs 32", "bs16": "--bs 16", "lr_1e-4": "--lr 1e-4",
-    "step": "--a", "wd_1e-2": "--b", "wd_5e-3": "--c", "wd_1e-4": "--d", "constant": "--e",
-    "cosine_50": "--f", "noise_0.05_erase_0.3": "--noise 0.05", "lr_min_1e-6": "--lr-min 1e-6",
+    "final": "", "baseline": "--bs 8", "bs64": "--bs 64", "bs32": "--bs 32", "bs16": "--bs 16",
+    "lr_1e-4": "--lr 1e-4", "step": "--a", "wd_1e-2": "--b", "wd_5e-3": "--c", "wd_1e-4": "--d",
+    "constant": "--e", "cosine_50": "--f", "noise_0.05_erase_0.3": "--noise 0.05", "lr_min_1e-6": "--lr-min 1e-6",
     "warmup_cosine": "--g", "dropout_all_p0.1": "--dropout-last 5", "dropout_all_p0.2": "--dropout-p 0.2",
     "match0": "--match-prob 0", "best": "--h --epochs 60", "best12": "--h --epochs 12",
     "best12_flip": "--h --epochs 12 --flip 0.5", "mine": "--my-flag"}
@@ -42,7 +42,7 @@ def folder(tmp_path, monkeypatch):
     """Results folder without runs, for a list of three seeds of every recipe."""
     lines = [f"{command(recipe, seed)} --resume" for recipe in RECIPES for seed in range(3)]
     monkeypatch.setattr(page, "HERE", tmp_path)
-    monkeypatch.setattr(page, "listing", lambda: "\n".join([*lines, "# 63 runs"]) + "\n")
+    monkeypatch.setattr(page, "listing", lambda: "\n".join([*lines, "# a comment"]) + "\n")
     for name in ("report.csv", "report_curves.csv"):
         shutil.copy(page.Path(page.__file__).with_name(name), tmp_path)
     return tmp_path
@@ -69,8 +69,8 @@ def test_means_and_spreads_are_those_computed_by_hand(folder):
     add_run(folder, "dropout_all_p0.2", [50.0, 60.0])       # 25 + 25, apart
     results = page.Results()
     sd = math.sqrt((2 + 0.5) / 3)
-    assert results.spread("bs64") == (pytest.approx(sd), 2)
-    assert results.spread("dropout_all_p0.1") == (pytest.approx(math.sqrt(50)), 1)
+    assert results.spread("bs64") == pytest.approx(sd)
+    assert results.spread("dropout_all_p0.1") == pytest.approx(math.sqrt(50))
     assert results.ours("bs16") == (70.0, pytest.approx(sd / math.sqrt(3)), "70.00 (3 seeds, sd 1.00)")
     assert results.ours("bs64") == (60.0, pytest.approx(sd), "60.00 (1 seed)")
     assert results.ours("final")[2] == "not run"
@@ -89,10 +89,11 @@ def test_the_page_has_the_reports_numbers_beside_ours(folder):
     assert rows("dropout_last3_p0.1 (our final)", text)[0][4] == "-0.64"  # 72.64 in the report
     assert rows("bs16", text)[0][2:8] == ["70.12", "67.00 (1 seed)", "-3.12", "yes", "", "83.00"]
     assert rows("baseline", text)[0][2:6] == ["64.90", "not run", "", ""]
-    assert rows("best12_flip", text)[-1][1:] == ["`--flip 0.5`", "79.00 (3 seeds, sd 1.00)", "-2.00", "yes"]
-    assert "Within 1.0 point of the report: 1." in text and "is -1.08 points" in text  # of -1.08, -0.64, -3.12
-    assert rows("a machine", text) == [["a machine", "10", "7.0"]]
-    assert "runs are in. Not run yet: bs64, bs32, " in text and "bs16/seed1" in text and "mine" in text
+    flags, _, acc = rows("best12_flip", text)[0][1:4]
+    assert flags == "`BEST --epochs 12 --flip 0.5`" and acc == "79.00 (3 seeds, sd 1.00)"
+    assert rows("best12 beats best12_flip", text)[0][3] == "holds"
+    assert rows("a machine", text) == [["a machine", "10", "7"]]
+    assert "10 of 66 runs are in. Not run yet: baseline, bs64, bs32, " in text and "bs16/seed1" in text
 
 
 def test_verdicts_follow_from_two_standard_errors(folder):
@@ -107,20 +108,11 @@ def test_verdicts_follow_from_two_standard_errors(folder):
     assert claim("cosine beats StepLR") == "not run"
     assert claim("no weight decay tried beats 70 %") == "holds"  # 2.1 below a fixed number: more than 2
     assert claim("a smaller lr_min") == "holds"             # 2.8 apart
-    assert claim("the final model reaches") == "within noise"
+    assert claim("lr 1e-4 ends slightly above 50") == "not run"
     add_run(folder, "lr_min_1e-6", [68.9])
     assert claim("a smaller lr_min") == "does not hold"     # 2.9 apart
     add_run(folder, "wd_5e-3", [72.1])
     assert claim("no weight decay tried beats 70 %") == "does not hold"
-
-
-@pytest.mark.parametrize("acc, verdict", [
-    (47.9, "does not hold"), (49.0, "within noise"), (51.9, "within noise"), (52.5, "holds"),
-    (53.1, "within noise"), (57.1, "does not hold")])
-def test_slightly_above_50_is_50_to_55(folder, acc, verdict):
-    add_run(folder, "final", [72.0, 73.0, 74.0])
-    add_run(folder, "lr_1e-4", [acc])
-    assert claim("lr 1e-4") == verdict
 
 
 def test_dropout_after_every_block_has_a_spread_of_its_own(folder):
@@ -132,14 +124,14 @@ def test_dropout_after_every_block_has_a_spread_of_its_own(folder):
     assert claim("dropout after every block hurts, p 0.2") == "holds"
 
 
-@pytest.mark.parametrize("first, last, before, verdict", [
-    (0.04, 0.15, 0.05, "holds"), (0.08, 0.15, 0.05, "does not hold"), (0.04, 0.15, 0.08, "does not hold")])
-def test_the_filters_need_both_comparisons(folder, first, last, before, verdict):
+def test_the_filters_need_both_comparisons(folder):
     assert page.judge_filters()[1] == "not run"
-    for layer, index in ((1, first), (5, last)):
-        write_csv(folder / f"runs/final/seed0/experts_layer{layer}.csv",
-                  [{"class_selectivity_index": index, "untrained_selectivity_index": before}] * 3)
-    assert page.judge_filters()[1] == verdict
+    for first, last, before, verdict in ((0.04, 0.15, 0.05, "holds"), (0.08, 0.15, 0.05, "does not hold"),
+                                         (0.04, 0.15, 0.08, "does not hold")):
+        for layer, index in ((1, first), (5, last)):
+            write_csv(folder / f"runs/final/seed0/experts_layer{layer}.csv",
+                      [{"class_selectivity_index": index, "untrained_selectivity_index": before}] * 3)
+        assert page.judge_filters()[1] == verdict
 
 
 def test_runs_that_do_not_count(folder, capsys):
@@ -175,9 +167,15 @@ def test_few_runs_are_enough(folder, runs):
     for name in runs:
         add_run(folder, name, [70.0])
     page.main()
-    text = (folder / "README.md").read_text()
-    assert "nan" not in text and len(text.splitlines()) <= 150
+    assert "nan" not in (folder / "README.md").read_text()
     assert (folder / "figures" / "overview.png").exists() == bool(runs)
+
+
+def test_the_ordinary_loop_stands_beside_ours(folder):
+    add_run(folder, "baseline", [62.0])
+    write_csv(folder / "runs/ordinary/seed0/best.csv", [{"epoch": 3, "val_acc": 61.234}])
+    page.main()
+    assert "61.23 %, ours to 62.00 (1 seed)" in (folder / "README.md").read_text()
 
 
 def test_the_real_list_is_read(tmp_path, monkeypatch):
