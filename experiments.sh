@@ -9,9 +9,7 @@
 #
 #   JOBS=2 (two at once)   EPOCHS=1 LIMIT=64 (a trial, in results/trial)   COMPILE=1 (for a GPU)
 #   DATA_DIR=DIR (of the data)   OUT=DIR (of the results: another for other data)   PYTHON=interpreter
-# The # at the end of the next two lines swallows the \r of a Windows line end.
-[ -n "${BASH_VERSION:-}" ] || { echo "error: this needs bash: bash experiments.sh" >&2; exit 2; } #
-grep -q "$(printf '\r')" "$0" && { echo "error: Windows line ends: sed -i 's/\\r//' $0" >&2; exit 2; } #
+[ -n "${BASH_VERSION:-}" ] || { echo "error: this needs bash: bash experiments.sh" >&2; exit 2; }
 set -u -o pipefail
 fail() { echo "error: $1" >&2; exit 2; }
 
