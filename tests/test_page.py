@@ -12,7 +12,8 @@ from utils import write_csv
 RECIPES = {  # made-up flags
     "final": "", "baseline": "--bs 8", "bs64": "--bs 64", "bs32": "--bs 32", "bs16": "--bs 16",
     "lr_1e-4": "--lr 1e-4", "step": "--a", "wd_1e-2": "--b", "wd_5e-3": "--c", "wd_1e-4": "--d",
-    "constant": "--e", "cosine_50": "--f", "noise_0.05_erase_0.3": "--noise 0.05", "lr_min_1e-6": "--lr-min 1e-6",
+    "constant": "--e", "cosine_50": "--f", "noise_0.05_erase_0.3": "--noise 0.05",
+    "lr_min_1e-6": "--lr-min 1e-6",
     "warmup_cosine": "--g", "dropout_all_p0.1": "--dropout-last 5", "dropout_all_p0.2": "--dropout-p 0.2",
     "match0": "--match-prob 0", "best": "--h --epochs 60", "best12": "--h --epochs 12",
     "best12_flip": "--h --epochs 12 --flip 0.5", "mine": "--my-flag"}
