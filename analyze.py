@@ -22,8 +22,8 @@ import torch
 from data import DIGIT, NO_AUGMENT, apply, course_folder, image_files, load_splits, read_images
 from model import CNN
 from train import EVAL_BATCH, evaluate, percent, predict, score
-from utils import (UserError, add_data_dir, atomic, load_checkpoint, load_weights, number, pick_device,
-                   pyplot, run, save_figure, usage_error, write_csv, write_text)
+from utils import (UserError, add_data_dir, atomic, load_checkpoint, load_weights, pick_device, pyplot,
+                   run, save_figure, usage_error, write_csv, write_text)
 
 
 # ---------------------------------------------------------------- norms and selectivity
@@ -102,7 +102,7 @@ def draw_filters(weight, source, out):
     for i, kernels in enumerate(weight):
         for channel, kernel in enumerate(kernels):
             with atomic(out / "filters" / f"filter{i + 1:02}_channel{channel + 1}.png") as temporary:
-                plt.imsave(temporary, rescale(kernel).numpy(), cmap="gray", vmin=0, vmax=1)
+                plt.imsave(temporary, rescale(kernel).numpy(), cmap="gray", vmin=0, vmax=1, format="png")
 
     half = math.ceil(len(weight) / 2)
     figure, axes = plt.subplots(half, 7, figsize=(6.6, 1 + 0.9 * half), layout="constrained", squeeze=False,
@@ -195,7 +195,7 @@ def group_table(correct, split):
 
 
 def counterfactual(model, split, seed=0):
-    """The causal question: what is predicted for the same images with another digit under them?
+    """The causal question: what is predicted for the same images with another digit in the corner?
 
     Returns int64 [11,N]: row d holds the predictions with the corner of a random image that has the digit d,
     row 10 those with a black corner, no digit at all."""
@@ -224,7 +224,7 @@ def shortcut_lines(split, before, scores, groups, counts, rows, classes):
             f"val_follows_digit {scores['follows_digit']:.2f}",
             f"worst_group_acc {groups.flat[worst]:.2f} (label {classes[worst // 10]}, digit {worst % 10}, "
             f"{counts.flat[worst]} images)",
-            f"acc_digit_of_label {percent(right[own_digit]):.2f} (the label's digit put under every image)",
+            f"acc_digit_of_label {percent(right[own_digit]):.2f} (the label's digit put into every image)",
             f"acc_other_digit {percent(right[~own_digit]):.2f} (each of the nine others)",
             f"acc_no_digit {percent(rows[10] == split.labels):.2f} (a black corner)",
             f"another_digit_changes_prediction {percent(changed[~same_digit]):.2f}",
@@ -256,14 +256,14 @@ def draw_shortcut(split, predictions, groups, rows, classes, source, out):
                "digit in the image")
     placed = 100 * np.stack([torch.bincount(row.cpu(), minlength=10) for row in rows]) / len(split.labels)
     draw_table(axes[1, 0], placed, [*range(10), "none"], names, "the digit exchanged: what is predicted",
-               "digit put under every image", "prediction")
+               "digit put into every image", "prediction")
 
     right = 100 * (rows == split.labels).double().cpu()  # [11,N]
     accs = np.stack([right[:, split.labels.cpu() == label].mean(1).numpy() for label in range(10)])
     own = accs[range(10), range(10)]
     others = (accs[:, :10].sum(1) - own) / 9
     draw_table(axes[1, 1], np.stack([own, others, accs[:, 10]], 1), names, ["the label's", "another", "none"],
-               "the digit exchanged: accuracy", "label", "digit put under every image")
+               "the digit exchanged: accuracy", "label", "digit put into every image")
     save_figure(figure, out / "shortcut.png")
 
 
@@ -320,7 +320,8 @@ def analyze(args):
 
     trained = checkpoint["args"] if "fingerprint" in (checkpoint.get("args") or ()) else {}  # of train.py
     print(f"loading the images of {args.data_dir}", flush=True)
-    splits = load_as_trained(args, trained)
+    drawn = course_folder(Path(args.data_dir)) is None  # there the digits are as they are
+    splits = load_splits(args.data_dir, trained.get("match_prob") if drawn else None)
     classes, source, val = splits.classes, splits.source, splits.val.to(device)
     logits, image_norms = map_norms(model, val.images)
     layers = chosen_layers(args.layer, len(image_norms))
@@ -362,14 +363,6 @@ def analyze(args):
     print(f"figures {out}")
 
 
-def load_as_trained(args, trained):
-    """The splits that the network was trained with, where `args` do not ask for others."""
-    if course_folder(Path(args.data_dir)):  # there nothing is drawn
-        return load_splits(args.data_dir, seed=args.data_seed or 0)
-    seed = trained.get("data_seed", 0) if args.data_seed is None else args.data_seed
-    return load_splits(args.data_dir, trained.get("match_prob"), seed)
-
-
 def chosen_layers(names, depth):
     """The layers that --layer names, of a network that returns `depth` maps; exits with 2 for others."""
     every = range(1, depth + 1)
@@ -384,8 +377,8 @@ def doubts(checkpoint, trained, splits, val_acc):
     """Lines that warn of what a user may not expect: other images, other classes, another network."""
     lines = []
     if trained and trained["fingerprint"] != splits.fingerprint:
-        lines += ["note: the network was trained on other images than the training images here: some of "
-                  "these validation images may be its training images"]
+        lines += ["note: the network was trained on other images than the training images here, or in "
+                  "another order: some of these validation images may be its training images"]
     elif trained and abs(checkpoint["val_acc"] - val_acc) > (1 if trained["amp"] else 0.2):
         lines += [f"note: the checkpoint says val_acc {checkpoint['val_acc']:.2f}: model.py or data.py has "
                   "changed since it was trained"]
@@ -427,8 +420,6 @@ def main():
     parser.add_argument("--out", metavar="DIR", type=os.path.expanduser,
                         help="folder of the figures (default: the checkpoint's folder)")
     add_data_dir(parser)
-    parser.add_argument("--data-seed", metavar="N", type=number(int, 0, 2**32 - 1),
-                        help="seed of what is drawn of the data, see train.py (default: the checkpoint's)")
     parser.add_argument("--device", default="auto",
                         help="auto (cuda, mps or cpu), or a torch device (default: auto)")
     analyze(parser.parse_args())

@@ -9,7 +9,7 @@ matched against CIFAR-10 and MNIST. For other files, and for --match-prob, the d
 
 --data-dir (default: $DATA_DIR, else data/) holds one of two layouts:
 
-    cifar-10-batches-bin/ or cifar-10-batches-py/, and MNIST/raw/ (missing files are downloaded)
+    cifar-10-batches-bin/ or cifar-10-batches-py/, and MNIST/raw/ (downloaded where they are not there)
     {train,val}/{0..9}/*.png, the course's own folder custom_image_dataset/ (its digits are unknown)
 """
 import argparse
@@ -62,32 +62,32 @@ class Splits(NamedTuple):
 
 
 # ---------------------------------------------------------------- the recipe
-def load_splits(data_dir, match_prob=None, seed=0):
+def load_splits(data_dir, match_prob=None):
     """Read `data_dir` and build the train, val and test splits, all on the CPU.
 
     By default the report's own: 45,000, 4,998 and 10,000 composites. With `match_prob` the training digits
-    are drawn anew, with source files other than CIFAR-10 and MNIST everything is; `seed` decides the draws.
-    UserError for data that are missing or damaged; exits with 2 where `match_prob` or `seed` cannot act."""
+    are drawn anew, with source files other than CIFAR-10 and MNIST everything is. UserError for data that are
+    missing or damaged; exits with 2 where `match_prob` cannot act."""
     data_dir = Path(data_dir)
     if folder := course_folder(data_dir):
-        if match_prob is not None or seed:
-            usage_error(f"{folder} holds finished images: --match-prob and --data-seed cannot act on them")
+        if match_prob is not None:
+            usage_error(f"{folder} holds finished images: --match-prob cannot act on them")
         return load_course_folder(folder)
     pictures, labels, test_pictures, test_labels, classes = read_cifar(data_dir)
     digit_pictures, digits = read_mnist(data_dir)
     synthetic = (data_dir / "SYNTHETIC.txt").exists()
     known = (len(labels), len(digits)) == (50_000, 60_000) and not synthetic
-    pairs = make_pairs(labels, test_labels, digits, known, match_prob, seed)
+    pairs = make_pairs(labels, test_labels, digits, known, match_prob)
     train = make_composites(pictures, labels, digit_pictures, digits, *pairs["train"])
     val = make_composites(pictures, labels, digit_pictures, digits, *pairs["val"])
     test = make_composites(test_pictures, test_labels, digit_pictures, digits, *pairs["test"])
     return Splits(train, val, test, classes, SYNTHETIC if synthetic else COMPOSITES, sha256(train.images))
 
 
-def make_pairs(labels, test_labels, digits, known, match_prob=None, seed=0):
+def make_pairs(labels, test_labels, digits, known, match_prob=None):
     """Which CIFAR-10 image meets which MNIST digit: {"train": (images, digits), "val": ..., "test": ...},
     int64 indices into `labels` (test: `test_labels`) and `digits`. The report's if `known`, else drawn."""
-    split_draws, train_draws, val_draws, test_draws = (np.random.RandomState([seed, i]) for i in range(4))
+    split_draws, train_draws, val_draws, test_draws = (np.random.RandomState([0, i]) for i in range(4))
     if known:
         with np.load(REPORT_PAIRS) as file:
             report = {name: file[name].astype(np.int64) for name in file}
@@ -110,8 +110,8 @@ def make_pairs(labels, test_labels, digits, known, match_prob=None, seed=0):
 
 
 def draw_split(labels, draws):
-    """Indices of training and validation images, in random order; a hundredth of all is validation, for each
-    class alike."""
+    """Indices of training and validation images. Of each class a hundredth of the whole set goes to
+    validation, so a tenth of all images."""
     order = draws.permutation(len(labels))
     n = max(1, len(labels) // 100)
     val = np.concatenate([order[labels[order] == c][:n] for c in range(10)])
@@ -232,12 +232,14 @@ def read_mnist(data_dir):
 
 
 def through_torchvision(name, data_dir, train=True):
-    """torchvision's CIFAR10 or MNIST. It downloads missing files and checks the MD5 of what it unpickles."""
-    if not data_dir.is_dir() and data_dir != Path("data"):
-        raise UserError(f"there is no folder {data_dir}. {LAYOUTS}. To download into it, create it first")
+    """torchvision's CIFAR10 or MNIST, downloaded where it is not there. UserError where that fails, or where
+    `data_dir` is not there or holds other things: it may be mistyped."""
+    default = data_dir.resolve() == Path("data").resolve()
+    ours = {"cifar-10-batches-bin", "cifar-10-batches-py", "cifar-10-python.tar.gz", "MNIST"}
+    if not default and (not data_dir.is_dir() or {path.name for path in data_dir.iterdir()} - ours):
+        raise UserError(f"{data_dir} does not hold {name}. {LAYOUTS}. An empty folder is downloaded into")
     import torchvision.datasets  # here, since it takes two seconds to import
-    if train:
-        print(f"{name}: torchvision reads it from {data_dir}, and downloads what is missing", flush=True)
+    print(f"{name}: torchvision looks in {data_dir}, and downloads what is not there", flush=True)
     try:
         return getattr(torchvision.datasets, name)(data_dir, train=train, download=True)
     except (OSError, RuntimeError) as error:  # URLError is an OSError; RuntimeError: a wrong checksum
@@ -248,27 +250,25 @@ def through_torchvision(name, data_dir, train=True):
 
 # ---------------------------------------------------------------- the course's own folder
 def course_folder(data_dir):
-    """Where the course's train/ or val/ is: `data_dir`, a folder in it if it has no CIFAR-10, or None."""
-    folders = [data_dir]
-    if data_dir.is_dir() and not any(data_dir.glob("cifar-10-batches-*")):
-        folders += sorted(data_dir.iterdir())
-    return next((path for path in folders if (path / "train").is_dir() or (path / "val").is_dir()), None)
+    """The folder that holds the course's train/: `data_dir`, or one in it if it has no CIFAR-10; or None."""
+    below = [] if any(data_dir.glob("cifar-10-batches-*")) else sorted(data_dir.glob("*/train"))
+    return next((path.parent for path in [data_dir / "train", *below] if path.is_dir()), None)
 
 
 def load_course_folder(folder):
     """The course's layout, {train,val}/<class>/*.png; classes in the order of their names, digits -1."""
-    classes = tuple(sorted(path.name for path in (folder / "train").glob("[!.]*") if path.is_dir()))
-    if len(classes) != 10:
-        raise UserError(f"{folder / 'train'} has {len(classes)} class folders, expected 10")
-    splits = []
+    splits, classes = [], ()
     for name in ("train", "val"):
-        files = [image_files(folder / name / c) for c in classes]
-        if not all(files):
-            raise UserError(f"{folder / name} must hold images in each of the folders {', '.join(classes)}; "
-                            f"{folder} has {', '.join(sorted(path.name for path in folder.glob('[!.]*')))}")
-        images = read_images(sum(files, []))
-        labels = torch.arange(10).repeat_interleave(torch.tensor([len(paths) for paths in files]))
-        order = torch.from_numpy(np.random.RandomState(0).permutation(len(images)))  # as Split.first expects
+        paths = [path for c in sorted((folder / name).glob("[!.]*")) for path in image_files(c)]
+        found = tuple(sorted({path.parent.name for path in paths}))
+        classes = classes or found
+        if len(found) != 10 or found != classes:
+            raise UserError(f"{folder / name} has images in {len(found)} folders ({', '.join(found)}), "
+                            f"expected ten, the same in train and val; in {folder} there is "
+                            f"{', '.join(sorted(path.name for path in folder.glob('[!.]*')))}")
+        labels = torch.tensor([classes.index(path.parent.name) for path in paths])
+        images = read_images(paths)
+        order = torch.from_numpy(np.random.RandomState(0).permutation(len(paths)))  # as Split.first expects
         splits.append(Split(images[order], labels[order], torch.full_like(labels, -1)))
     train, val = splits
     if train.images.shape[1:] != val.images.shape[1:]:
@@ -293,10 +293,11 @@ def read_images(paths):
             image = torch.from_numpy(np.array(default_loader(str(path)))).permute(2, 0, 1)
         except Exception as error:  # PIL raises many kinds
             raise UserError(f"{path} cannot be read as an image ({type(error).__name__})") from None
-        height, width = images[0].shape[1:] if images else (max(8, side) for side in image.shape[1:])
-        if image.shape[1:] != (height, width):
-            raise UserError(f"{path} is {image.shape[2]}x{image.shape[1]} pixels, expected {width}x{height}")
         images.append(image)
+        (_, height, width), (_, first_height, first_width) = image.shape, images[0].shape
+        if image.shape != images[0].shape or min(height, width) < 8:
+            raise UserError(f"{path} is {width}x{height} pixels, expected {first_width}x{first_height} (as "
+                            "the first image) and at least 8x8")
     return torch.stack(images)
 
 
@@ -450,8 +451,10 @@ def apply(transforms, x):
 
 # ---------------------------------------------------------------- the check and its sheet
 def check(splits):
-    """Print a line per split: its images, how often digit and label match, whether they are the report's."""
+    """Print a line per split: its images, how often digit and label match, their checksum. UserError where
+    composites are not the report's."""
     print(f"source {splits.source}")
+    others = []
     for name, split in zip(("train", "val", "test"), splits[:3]):
         if split is None:
             continue
@@ -461,11 +464,16 @@ def check(splits):
                 with np.load(REPORT_PAIRS) as file:
                     known = torch.from_numpy(file["test_cifar"].astype(np.int64))
                 images = images[known[known < len(images)]]
-            same = sha256(images) == REPORT_SHA256.get((name, len(images)))
-            verdict = f": {len(images)} are {'' if same else 'not '}the report's, bit for bit"
+            if expected := REPORT_SHA256.get((name, len(images))):
+                same = sha256(images) == expected
+                verdict = f": {len(images)} are {'' if same else 'not '}the report's, bit for bit"
+                others += [] if same else [name]
         share = (split.digits == split.labels).double().mean()
         match = f", match share {share:.4f}" if (split.digits >= 0).all() else ""
-        print(f"{name} {len(split.labels)} images{match}, SHA-256 {sha256(images)}{verdict}")
+        print(f"{name} {len(split.labels)} images{match}, SHA-256 {sha256(images)}{verdict}", flush=True)
+    if others:
+        raise UserError(f"not the report's images: {', '.join(others)}. The files are not those of CIFAR-10 "
+                        "or MNIST: delete them to download them again")
 
 
 def draw_sheet(splits, path, rows=3):

@@ -120,7 +120,7 @@ case ${1:-} in
         exit ;;
 esac
 for name in "$@"; do
-    grep -q "^$name[/[:blank:]]" <<< "$list" || fail "there is no recipe or run '$name', see --list"
+    cut -f 1 <<< "$list" | grep -qxF -e "$name" -e "$name/seed0" || fail "there is no '$name', see --list"
 done
 chosen=$(while IFS=$'\t' read -r run command; do
     [[ $# = 0 || " $* " = *" $run "* || " $* " = *" ${run%/*} "* ]] && printf '%s\t%s\n' "$run" "$command"
@@ -128,25 +128,27 @@ done <<< "$list")
 [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || chosen=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" <<< "$chosen")
 [ -n "$chosen" ] || fail "there is no run number $SLURM_ARRAY_TASK_ID, see --list"
 
-todo=""  # the commands that have not finished; train.py itself checks each again, on the data too
+todo=""  # the commands that have not finished; train.py checks each again, with the data
 while IFS=$'\t' read -r run command; do
-    this="\"command\": \"${command%% --resume*}\""
+    this="\"command\": \"${command%% --out*} --out "
     if [ -f "$OUT/$run/best.csv" ] && grep -qF "$this" "$OUT/$run/args.json"; then
         echo "$run is finished"
     else
         todo+="$command"$'\n'
     fi
 done <<< "$chosen"
-[ -n "$todo" ] || exit 0
-[ -n "${SLURM_ARRAY_TASK_ID:-}" ] || "$PYTHON" data.py || exit   # downloads the data once, not in each job
 if [ "$JOBS" -gt 1 ]; then
     cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > JOBS ? cores / JOBS : 1))}
 fi
-call='eval "\"\$PYTHON\" ${0#python }"' status=0   # the command, with $PYTHON for the word python
-printf %s "$todo" | tr '\n' '\0' | xargs -0 -n 1 -P "$JOBS" bash -c "$call" || status=$?
+status=0
+if [ -n "$todo" ]; then
+    [ -n "${SLURM_ARRAY_TASK_ID:-}" ] || "$PYTHON" data.py || exit   # downloads the data once, not in each job
+    call='eval "\"\$PYTHON\" ${0#python }"'   # the command, with $PYTHON for the word python
+    printf %s "$todo" | tr '\n' '\0' | xargs -0 -n 1 -P "$JOBS" bash -c "$call" || status=$?
+fi
 for run in final/seed0 best/seed0; do  # section 2, on the final model and on ours
-    [[ $todo = *"$run "* && -f $OUT/$run/best.csv ]] || continue
+    [[ $chosen = *"/$run "* && -f $OUT/$run/best.csv && ! -f $OUT/$run/analysis.txt ]] || continue
     "$PYTHON" analyze.py --ckpt "$OUT/$run/best.pt" || status=$?
 done
 exit $status

@@ -35,7 +35,7 @@ STEPS_PER_ROW = 50    # steps averaged into one row of steps.csv, about: an epoc
 def train(args):
     out, device = Path(args.out), pick_device(args.device)
     print(f"{out}: loading the images of {args.data_dir}", flush=True)
-    splits = load_splits(args.data_dir, args.match_prob, args.data_seed)
+    splits = load_splits(args.data_dir, args.match_prob)
     settings = {**result_flags(args), "fingerprint": splits.fingerprint}
     state = resume_state(out, settings, args.resume, device)
     train_set, val_set = splits.train.first(args.limit).to(device), splits.val.to(device)
@@ -50,7 +50,8 @@ def train(args):
     log, steps, best = [], [], -1.0
     if state:
         load_weights(model, state, out / "last.pt")
-        optimizer.load_state_dict(state["optimizer"])
+        groups = optimizer.state_dict()["param_groups"]  # this device's: lr and capturable differ on a GPU
+        optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})
         log, steps, best = state["log"], state["steps"], state["best_val_acc"]
     write_args(out, args, settings, splits, device, resumed=bool(state))
 
@@ -181,8 +182,8 @@ def result_flags(args):
 
 
 def resume_state(out, settings, resume, device):
-    """Look at what `out` holds. Returns last.pt to go on from, or None for a fresh start; exits where the run
-    is finished (0), or where another run's results would be lost (2)."""
+    """Look at what `out` holds. Returns last.pt to go on from, or None for a fresh start. Exits with 0 where
+    the run is finished, with 2 where it is another run or lacks --resume. UserError where last.pt is bad."""
     if not ((out / "log.csv").exists() or (out / "last.pt").exists()):
         return None
     stored, log = read_run(out)
@@ -248,7 +249,7 @@ def draw_curves(log, steps, title, path):
     figure.suptitle(title)
     ends = [row["step"] for row in log]
     top.semilogy([row["step"] for row in steps], [row["train_loss"] for row in steps], color="C0", alpha=0.6,
-                 lw=0.8, label=f"training (mean of {STEPS_PER_ROW} steps)")
+                 lw=0.8, label=f"training (mean of about {STEPS_PER_ROW} steps)")
     top.semilogy(ends, [row["val_loss"] for row in log], color="C1", marker=".", label="validation")
     top.set_ylabel("cross-entropy loss")
     bottom.plot(ends, [row["train_acc"] for row in log], color="C0", marker=".",
@@ -349,16 +350,13 @@ def parse_args(argv=None):
     flag("--match-prob", type=share,
          help="draw the training digits anew: with probability X the label's, else a uniform one (default: "
               "the report's digits, which were drawn with 0.6)")
-    flag("--data-seed", type=number(int, 0, 2**32 - 1), default=0,
-         help="seed of what is drawn: digits with --match-prob, test digits that are not known, everything "
-              "where the source is not CIFAR-10 and MNIST")
     flag("--limit", type=positive, help="train on the first N training images only (default: all)")
 
     group = parser.add_argument_group("files and machine")
     flag("--seed", type=number(int, 0, 10**9), default=0,
          help="seed of weights, order, augmentation and dropout")
     flag("--out", metavar="DIR", default="results/run", help="folder of the results")
-    flag("--resume", action="store_true", help="go on from last.pt in --out (start, where there is none)")
+    flag("--resume", action="store_true", help="go on from last.pt in --out (an empty --out: start)")
     flag("--device", default="auto", help="auto (cuda, mps or cpu), or a torch device")
     flag("--amp", action="store_true",
          help="bfloat16 autocast (slower than without on a CPU that lacks its instructions)")
@@ -382,8 +380,9 @@ def main():
         with sole_owner(Path(args.out)):
             train(args)
     except KeyboardInterrupt:
-        print(f"\ninterrupted; finished epochs are saved. Go on with: {args.command} --resume",
-              file=sys.stderr)
+        words = [word for word in sys.argv if word != "--resume"]
+        print("\ninterrupted. This goes on after the last finished epoch: "
+              + shlex.join(["python", *words, "--resume"]), file=sys.stderr)
         sys.exit(130)
 
 

@@ -17,7 +17,7 @@ except ImportError:  # Windows
     fcntl = None
 
 # Weight decay drives the weights of a dead filter below 1e-38, where a CPU is many times slower: count those
-# as 0. It is set here since threads take it over from the one that starts them.
+# as 0. This is set here, before torch starts its threads.
 torch.set_flush_denormal(True)
 
 for stream in ("stdin", "stdout", "stderr"):
@@ -55,8 +55,8 @@ def number(kind, low, high=math.inf, open_low=False):
     def parse(text):
         value = kind(text)
         if not (low <= value <= high and math.isfinite(value)) or (open_low and value == low):
-            raise argparse.ArgumentTypeError(f"{text} is not {'above' if open_low else 'at least'} {low}"
-                                             + (f" and at most {high}" if high < math.inf else ""))
+            raise argparse.ArgumentTypeError(f"{text} is not {'above' if open_low else 'at least'} {low} and "
+                                             + (f"at most {high}" if high < math.inf else "finite"))
         return value
     parse.__name__ = kind.__name__  # argparse says "invalid int value: 'x'"
     return parse
@@ -100,8 +100,7 @@ def atomic(path):
     """Yields a temporary path beside `path`; renames it onto `path` only if the block succeeds."""
     path = os.fspath(path)
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    stem, ext = os.path.splitext(path)
-    temporary = f"{stem}.{os.getpid()}.tmp{ext}"  # savefig goes by the extension
+    temporary = f"{path}.tmp"  # what a kill leaves behind, the next write of this file replaces
     try:
         yield temporary
         os.replace(temporary, path)
@@ -113,7 +112,7 @@ def atomic(path):
 @contextlib.contextmanager
 def sole_owner(folder):
     """Hold `folder` (a Path, made if missing) for this process; exits with 2 while another process holds it.
-    The system releases it when the process ends, however it ends. Removes what a kill left half written."""
+    The system releases it when the process ends, however it ends."""
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY) if fcntl else None
     try:
@@ -123,8 +122,6 @@ def sole_owner(folder):
         usage_error(f"another process is training into {folder}: wait for it, or choose another --out")
     except OSError:
         pass  # a file system without locks
-    for path in folder.glob("*.tmp*"):
-        path.unlink()
     try:
         yield
     finally:

@@ -14,7 +14,7 @@ from statistics import mean, median, stdev, variance
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-from data import REPORT_SHA256  # noqa: E402
+from data import COMPOSITES, REPORT_SHA256  # noqa: E402
 from utils import pyplot, read_csv, read_run, run, save_figure, write_text  # noqa: E402
 
 SECTIONS = {title: names.split() for title, names in {  # recipes that are not here go under "other runs"
@@ -60,8 +60,8 @@ def read_finished(folder, command):
         return None
     (args, log), best = read_run(folder), read_csv(folder / "best.csv")[0]
     images = "--match-prob" in command or args.get("fingerprint") == REPORT_SHA256["train", 45000]
-    settings = args.get("train_images"), args.get("command"), args["epochs"]
-    if not images or settings != (45000, command, len(log)):
+    settings = args["data"], args.get("train_images"), args.get("command"), args["epochs"]
+    if not images or settings != (COMPOSITES, 45000, command, len(log)):
         print(f"{folder} does not count: other flags or images than in experiments.sh, or too few epochs")
         return None
     at_best = next(row for row in log if row["epoch"] == best["epoch"])
@@ -120,7 +120,7 @@ def judge(results, left, how, right):
     """What was measured, and the verdict on the claim `left` `how` `right`, see CLAIMS."""
     recipes = [name for side in (left, right) if isinstance(side, list) for name in side]
     if missing := [name for name in recipes if name not in results.runs]:
-        return f"not run: {len(missing)} of {len(recipes)} recipes", "not run"
+        return f"{len(missing)} of {len(recipes)} recipes have not run", "not run"
 
     def measure(side):  # a val_acc, its standard error, and both as text
         if not isinstance(side, list):
@@ -163,8 +163,8 @@ def beside_report(results):
         rows.append([f"{row['section']:g}", run if run == recipe else f"{run} (our {recipe})", row["val_acc"],
                      text, f"{off:+.2f}", verdict(off, error, results.spread(recipe)), row["train_acc"],
                      results.mean(recipe, "train_acc")])
-    return table("section, run, report's val_acc, ours (mean), difference, beyond chance?, "
-                 "report's train_acc, ours (mean)", rows)
+    return table("section, run, report's val_acc, our val_acc, difference, beyond chance?, "
+                 "report's train_acc, our train_acc", rows)
 
 
 def ordinary_loop(results):
@@ -185,10 +185,12 @@ def every_recipe(results):
         for name in names:
             flags = results.flags[name].replace(best, "BEST")
             rows.append([name, f"`{flags}`" if flags else "", results.values(name, "args")[0]["epochs"],
-                         results.ours(name)[2], results.mean(name, "test_acc"),
+                         results.ours(name)[2],
+                         f"{results.mean(name, 'test_acc'):.2f} of {results.mean(name, 'test_images'):.0f}",
                          results.mean(name, "val_acc_conflict"), theirs.get(name, "")])
-    return table("recipe, flags, epochs, best val_acc, test_acc, val_acc where the digit conflicts, report",
-                 rows) + (f"\n\nBEST is short for `{best}`." if "BEST" in str(rows) else "")
+    short = f"\n\nBEST is short for `{best}`." if "BEST" in str(rows) else ""
+    return table("recipe, flags, epochs, best val_acc, test_acc of images, "
+                 "val_acc where the digit conflicts, report", rows) + short
 
 
 def machines(results):
@@ -271,7 +273,7 @@ def main():
     missing = [name for name in results.flags if name not in results.runs]
     missing += [name for name in results.missing if name.split("/")[0] in results.runs]
     sd, wide = results.spread("final"), results.spread("dropout_all")
-    sds = f"{sd:.2f} points, and {wide:.2f} with dropout after every block".replace("nan", "(not known yet)")
+    sds = ["not known yet" if math.isnan(x) else f"{x:.2f} points" for x in (sd, wide)]
     claims = [(section, claim, *judge(results, *sides)) for section, claim, *sides in CLAIMS]
     claims.append(("2.2", "first-layer filters respond uniformly, the last layer's are class-specific",
                    *judge_filters()))
@@ -280,18 +282,19 @@ def main():
     page = [
         "# Every experiment of the report, beside the report",
         f"`python results/page.py` writes this page from the runs' files. {runs} of "
-        f"{runs + len(results.missing)} runs are in. Not run yet: {', '.join(missing) or 'none'}.",
+        f"{runs + len(results.missing)} runs are in; the last line names the others.",
         "## The report's numbers",
         beside_report(results),
         "val_acc is the best epoch's, train_acc the last epoch's. A difference is beyond chance if it is"
         " larger than two standard errors. \"Within noise\" means that it is smaller. The standard error"
-        f" follows from the standard deviation (sd) of one run, which is {sds}, pooled over the recipes that"
-        " have several seeds. A number of the report counts as one run.",
+        " follows from the standard deviation (sd) of one run, pooled over the recipes that have several"
+        f" seeds. It is {sds[0]}; with dropout after every block it is {sds[1]}. A number of the report"
+        " counts as one run.",
         ordinary_loop(results),
         "\n".join(draw_report_figure(results, number) for number in "123456").strip(),
         "## Every recipe that has run",
         "The flags are those in which a recipe differs from `final`. All accuracies are the best epoch's, and"
-        " means over the seeds.",
+        " means over the seeds. `best` and `fast` are our own recipes.",
         every_recipe(results),
         draw_overview(results),
         draw_shortcut(results),
@@ -301,7 +304,8 @@ def main():
         table("section, claim, measured, verdict", claims),
         "Where a claim is about several recipes, the best of them is compared. \"No difference\" holds if the"
         " difference is within noise. The claim on the filters holds if the last layer's median class"
-        " selectivity index is over twice the first layer's, and over twice its own before training."]
+        " selectivity index is over twice the first layer's, and over twice its own before training.",
+        f"Not run yet: {', '.join(missing) or 'none'}."]
     write_text(HERE / "README.md", "\n\n".join(part for part in page if part) + "\n")
     print(f"wrote {HERE / 'README.md'}")
 
