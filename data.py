@@ -5,7 +5,7 @@
 A composite is 40x40 RGB, gray 127: a CIFAR-10 image in the top-left 24x24, an MNIST digit in the bottom-right
 16x16. In training the digit equals the label's index in 64 % of the images, in validation and test in 10 %.
 results/report_pairs.npz says which image and which digit make each composite: the course's published images,
-matched against CIFAR-10 and MNIST. For other files, and for --match-prob, the digits are drawn.
+matched against CIFAR-10 and MNIST. train.py's --match-prob draws the training digits anew.
 
 --data-dir (default: $DATA_DIR, else data/) holds one of two layouts:
 
@@ -63,11 +63,9 @@ class Splits(NamedTuple):
 
 # ---------------------------------------------------------------- the recipe
 def load_splits(data_dir, match_prob=None):
-    """Read `data_dir` and build the train, val and test splits, all on the CPU.
-
-    By default the report's own: 45,000, 4,998 and 10,000 composites. With `match_prob` the training digits
-    are drawn anew, with source files other than CIFAR-10 and MNIST everything is. UserError for data that are
-    missing or damaged; exits with 2 where `match_prob` cannot act."""
+    """Read `data_dir` and build the train, val and test splits, all on the CPU: the report's own 45,000,
+    4,998 and 10,000 composites. With `match_prob` the training digits are drawn anew. UserError for data that
+    are missing or damaged; exits with 2 where `match_prob` cannot act."""
     data_dir = Path(data_dir)
     if folder := course_folder(data_dir):
         if match_prob is not None:
@@ -75,59 +73,41 @@ def load_splits(data_dir, match_prob=None):
         return load_course_folder(folder)
     pictures, labels, test_pictures, test_labels, classes = read_cifar(data_dir)
     digit_pictures, digits = read_mnist(data_dir)
-    synthetic = (data_dir / "SYNTHETIC.txt").exists()
-    known = (len(labels), len(digits)) == (50_000, 60_000) and not synthetic
-    pairs = make_pairs(labels, test_labels, digits, known, match_prob)
-    train = make_composites(pictures, labels, digit_pictures, digits, *pairs["train"])
-    val = make_composites(pictures, labels, digit_pictures, digits, *pairs["val"])
-    test = make_composites(test_pictures, test_labels, digit_pictures, digits, *pairs["test"])
+    synthetic = (data_dir / "pairs.npz").exists()  # synthetic data bring their own
+    with np.load(data_dir / "pairs.npz" if synthetic else REPORT_PAIRS) as file:
+        pairs = {name: file[name].astype(np.int64) for name in file}
+    for have, name in (labels, "train_cifar"), (digits, "train_mnist"):
+        if len(have) <= pairs[name].max():
+            raise UserError(f"{data_dir} has too few training images of {name[6:].upper()}: {len(have)}")
+    chosen = choose_digits(pairs, labels, test_labels, digits, match_prob)
+    train, val, test = (
+        make_composites(pictures, labels, digit_pictures, digits, pairs["train_cifar"], chosen["train"]),
+        make_composites(pictures, labels, digit_pictures, digits, pairs["val_cifar"], chosen["val"]),
+        make_composites(test_pictures, test_labels, digit_pictures, digits, np.arange(len(test_labels)),
+                        chosen["test"]))
     return Splits(train, val, test, classes, SYNTHETIC if synthetic else COMPOSITES, sha256(train.images))
 
 
-def make_pairs(labels, test_labels, digits, known, match_prob=None):
-    """Which CIFAR-10 image meets which MNIST digit: {"train": (images, digits), "val": ..., "test": ...},
-    int64 indices into `labels` (test: `test_labels`) and `digits`. The report's if `known`, else drawn."""
-    split_draws, train_draws, val_draws, test_draws = (np.random.RandomState([0, i]) for i in range(4))
-    if known:
-        with np.load(REPORT_PAIRS) as file:
-            report = {name: file[name].astype(np.int64) for name in file}
-        train, val = report["train_cifar"], report["val_cifar"]
-    else:
-        train, val = draw_split(labels, split_draws)
-    test = np.arange(len(test_labels))
-
-    if known and match_prob is None:
-        train_digits = report["train_mnist"]
-    else:
-        match_prob = 0.6 if match_prob is None else match_prob
-        train_digits = draw_digits(labels[train], digits, match_prob, train_draws)
-    val_digits = report["val_mnist"] if known else draw_digits(labels[val], digits, 0.0, val_draws)
-    test_digits = draw_digits(test_labels, digits, 0.0, test_draws)
-    if known:
-        here = report["test_cifar"] < len(test)
-        test_digits[report["test_cifar"][here]] = report["test_mnist"][here]
-    return {"train": (train, train_digits), "val": (val, val_digits), "test": (test, test_digits)}
-
-
-def draw_split(labels, draws):
-    """Indices of training and validation images. Of each class a hundredth of the whole set goes to
-    validation, so a tenth of all images."""
-    order = draws.permutation(len(labels))
-    n = max(1, len(labels) // 100)
-    val = np.concatenate([order[labels[order] == c][:n] for c in range(10)])
-    return order[~np.isin(order, val)], val
+def choose_digits(pairs, labels, test_labels, digits, match_prob=None):
+    """The MNIST index of each composite, {"train": int64 [N], "val": ..., "test": ...}. `pairs` are those of
+    report_pairs.npz: indices into CIFAR-10 and MNIST. The test digits that it does not know are drawn."""
+    train = pairs["train_mnist"]
+    if match_prob is not None:
+        train = draw_digits(labels[pairs["train_cifar"]], digits, match_prob, np.random.RandomState([0, 1]))
+    test = draw_digits(test_labels, digits, 0.0, np.random.RandomState([0, 3]))
+    here = pairs["test_cifar"] < len(test)
+    test[pairs["test_cifar"][here]] = pairs["test_mnist"][here]
+    return {"train": train, "val": pairs["val_mnist"], "test": test}
 
 
 def draw_digits(labels, digits, match_prob, draws):
-    """An MNIST index for each label: one of the images of the label's digit with probability `match_prob`,
-    else of a uniformly drawn digit."""
+    """An MNIST index for each label, drawn as the course did it: an image of the label's digit with
+    probability `match_prob`, else of a uniformly drawn digit."""
     match = draws.random_sample(len(labels)) < match_prob
     wanted = np.where(match, labels, draws.randint(0, 10, len(labels)))
     chosen = np.empty(len(labels), np.int64)
     for digit in range(10):
         pool = np.flatnonzero(digits == digit)
-        if len(pool) == 0:
-            raise UserError(f"the MNIST files hold no image of the digit {digit}")
         chosen[wanted == digit] = draws.choice(pool, (wanted == digit).sum())
     return chosen
 
@@ -235,7 +215,7 @@ def through_torchvision(name, data_dir, train=True):
     """torchvision's CIFAR10 or MNIST, downloaded where it is not there. UserError where that fails, or where
     `data_dir` is not there or holds other things: it may be mistyped."""
     default = data_dir.resolve() == Path("data").resolve()
-    ours = {"cifar-10-batches-bin", "cifar-10-batches-py", "cifar-10-python.tar.gz", "MNIST"}
+    ours = {"cifar-10-batches-bin", "cifar-10-batches-py", "cifar-10-python.tar.gz", "MNIST", "pairs.npz"}
     if not default and (not data_dir.is_dir() or {path.name for path in data_dir.iterdir()} - ours):
         raise UserError(f"{data_dir} does not hold {name}. {LAYOUTS}. An empty folder is downloaded into")
     import torchvision.datasets  # here, since it takes two seconds to import

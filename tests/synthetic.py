@@ -1,6 +1,8 @@
 """A small synthetic stand-in for CIFAR-10 and MNIST, in the same formats: shapes, textures and drawn digits.
 
     python tests/synthetic.py DIR        write it to DIR; then use it with --data-dir DIR
+
+It brings its own pairs.npz, where digit and label agree as often as in the report's.
 """
 import argparse
 import math
@@ -10,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from data import CIFAR_FILES, MNIST_FILES  # noqa: E402
-from utils import UserError, atomic, run, write_text  # noqa: E402
+from data import CIFAR_FILES, MNIST_FILES, draw_digits  # noqa: E402
+from utils import UserError, atomic, run  # noqa: E402
 
 CLASSES = ("disc", "square", "triangle", "ring", "cross", "stripes", "bars", "checks", "dots", "diagonals")
 GLYPHS = ("01110 10001 10011 10101 11001 10001 01110", "00100 01100 00100 00100 00100 00100 01110",
@@ -56,28 +58,35 @@ def draw_digit(digit, rng):
 
 
 def write_synthetic(folder, train=3000, test=500, seed=0):
-    """Write `train` and `test` records of 'CIFAR-10' (binary version), and `train` digits of 'MNIST', into
-    `folder`. UserError where other data lie there."""
+    """Write `train` and `test` records of 'CIFAR-10' (binary), `train` digits of 'MNIST', and pairs of
+    them, into `folder`. A tenth of the training records are validation images, as many of each class.
+    UserError where other data lie in `folder`."""
     folder, rng = Path(folder), np.random.RandomState(seed)
-    note = folder / "SYNTHETIC.txt"  # data.py looks for it, and says in titles what the images are
-    if (folder / "cifar-10-batches-bin" / CIFAR_FILES[0]).exists() and not note.exists():
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "pairs.npz").exists():
         raise UserError(f"{folder} holds other data already: name another folder")
-    write_text(note, "Drawn by tests/synthetic.py: a stand-in for CIFAR-10 and MNIST, not those data sets.\n")
-    write_text(folder / "cifar-10-batches-bin/batches.meta.txt", "\n".join(CLASSES) + "\n")
 
     def write(name, content):
         with atomic(folder / name) as temporary:
             Path(temporary).write_bytes(content)
 
     def cifar_records(n):
-        labels = rng.randint(0, 10, n).astype(np.uint8)
-        return [bytes([label]) + draw_shape(label, rng).tobytes() for label in labels]
+        labels = rng.permutation(np.arange(n) % 10).astype(np.uint8)
+        return labels, [bytes([label]) + draw_shape(label, rng).tobytes() for label in labels]
 
-    records = cifar_records(train)
+    labels, records = cifar_records(train)
+    digits = rng.permutation(np.arange(train) % 10).astype(np.uint8)
+    order = rng.permutation(train)
+    val = np.concatenate([order[labels[order] == c][:train // 100] for c in range(10)])
+    order = order[~np.isin(order, val)]
+    pairs = {"train_cifar": order, "train_mnist": draw_digits(labels[order], digits, 0.6, rng),
+             "val_cifar": val, "val_mnist": draw_digits(labels[val], digits, 0.0, rng),
+             "test_cifar": [], "test_mnist": []}
+    with atomic(folder / "pairs.npz") as temporary, open(temporary, "wb") as file:
+        np.savez(file, **{name: np.array(indices, np.uint16) for name, indices in pairs.items()})
+    write("cifar-10-batches-bin/batches.meta.txt", "\n".join(CLASSES).encode())
     for i, name in enumerate(CIFAR_FILES[:5]):
         write(f"cifar-10-batches-bin/{name}", b"".join(records[i * train // 5:(i + 1) * train // 5]))
-    write(f"cifar-10-batches-bin/{CIFAR_FILES[5]}", b"".join(cifar_records(test)))
-    digits = rng.permutation(np.arange(train) % 10).astype(np.uint8)
+    write(f"cifar-10-batches-bin/{CIFAR_FILES[5]}", b"".join(cifar_records(test)[1]))
     pixels = np.stack([draw_digit(digit, rng) for digit in digits])
     write(f"MNIST/raw/{MNIST_FILES[0]}", np.array([2051, train, 28, 28], ">i4").tobytes() + pixels.tobytes())
     write(f"MNIST/raw/{MNIST_FILES[1]}", np.array([2049, train], ">i4").tobytes() + digits.tobytes())

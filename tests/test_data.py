@@ -58,7 +58,7 @@ def test_resize_is_blur_bilinear_floor_with_the_courses_roundings(n, size):
 
 
 @pytest.mark.skipif(not any((REAL / name).is_dir() for name in (BINARY, PYTHON)) or
-                    (REAL / "SYNTHETIC.txt").exists(), reason="$DATA_DIR has no CIFAR-10")
+                    (REAL / "pairs.npz").exists(), reason="$DATA_DIR has no CIFAR-10")
 def test_the_real_files_give_the_reports_own_images(capsys):
     """Checksums of the course's published files, computed from its PNGs without this project's code."""
     splits = data.load_splits(REAL)
@@ -112,37 +112,27 @@ def test_the_splits_hold_every_image_once_and_a_balanced_validation_set(data_dir
     assert test.labels.tolist() == test_labels.tolist() and len(test_labels) == 60
 
 
-@pytest.mark.parametrize("match_prob, share", [(None, 0.64), (0.0, 0.1), (0.3, 0.37), (1.0, 1.0)])
-def test_the_match_share_follows_its_formula(match_prob, share):
-    """p + (1 - p) / 10 in training; in validation and test, where digits are independent, a tenth."""
+@pytest.mark.parametrize("p", [0.0, 0.3, 0.6, 1.0])
+def test_drawn_digits_match_with_p_and_a_tenth_of_the_rest(p):
     labels, digits = np.random.RandomState(1).randint(0, 10, 20_000), np.arange(1000) % 10
-    pairs = data.make_pairs(labels, labels, digits, known=False, match_prob=match_prob)
-    for name, expected in (("train", share), ("val", 0.1), ("test", 0.1)):
-        images, chosen = pairs[name]
-        matches = (digits[chosen] == labels[images]).mean()
-        assert abs(matches - expected) <= 4 * math.sqrt(expected * (1 - expected) / len(images))
-    counts = np.bincount(pairs["test"][1], minlength=1000)  # each image alike often: chi-squared
+    chosen, share = data.draw_digits(labels, digits, p, np.random.RandomState(2)), p + (1 - p) / 10
+    assert abs((digits[chosen] == labels).mean() - share) <= 4 * math.sqrt(share * (1 - share) / 20_000)
+    counts = np.bincount(chosen, minlength=1000)  # each image alike often: chi-squared
     assert ((counts - 20) ** 2 / 20).sum() < 1000 + 5 * math.sqrt(2 * 1000)
 
 
-def test_known_pairs_are_kept_and_match_prob_draws_only_the_training_digits_anew(tmp_path, monkeypatch):
-    """60 training images, 12 test images, of which four have known digits, and 50 digits."""
+def test_known_digits_are_kept_and_match_prob_draws_those_of_training_anew():
+    """40 training, 18 validation and 12 test images, of which four have known digits; 50 digits."""
     draw, labels, digits = np.random.RandomState(2), np.arange(60) % 10, np.arange(50) % 10
-    order = draw.permutation(60)
-    known = {"train": (order[:40], draw.randint(0, 50, 40)), "val": (order[40:58], draw.randint(0, 50, 18)),
-             "test": ([1, 4, 5, 11, 900], [49, 3, 18, 20, 7])}
-    np.savez(tmp_path / "pairs.npz", **{f"{name}_{source}": np.array(indices, np.uint16) for name in known
-                                        for source, indices in zip(("cifar", "mnist"), known[name])})
-    monkeypatch.setattr(data, "REPORT_PAIRS", tmp_path / "pairs.npz")
-    pairs, matching = (data.make_pairs(labels, labels[:12], digits, known=True, match_prob=p)
-                       for p in (None, 1.0))
-    for name in ("train", "val"):
-        assert np.array_equal(pairs[name], known[name])
-    assert pairs["test"][0].tolist() == list(range(12))
-    assert pairs["test"][1][[1, 4, 5, 11]].tolist() == [49, 3, 18, 20]
-    assert all(np.array_equal(matching[name], pairs[name]) for name in ("val", "test"))
-    assert np.array_equal(matching["train"][0], pairs["train"][0])
-    assert (digits[matching["train"][1]] == labels[matching["train"][0]]).all()
+    pairs = {"train_cifar": draw.permutation(60)[:40], "train_mnist": draw.randint(0, 50, 40),
+             "val_cifar": np.arange(18), "val_mnist": draw.randint(0, 50, 18),
+             "test_cifar": np.array([1, 4, 5, 11, 900]), "test_mnist": np.array([49, 3, 18, 20, 7])}
+    kept, matching = (data.choose_digits(pairs, labels, labels[:12], digits, p) for p in (None, 1.0))
+    for chosen in (kept, matching):
+        assert np.array_equal(chosen["val"], pairs["val_mnist"]) and len(chosen["test"]) == 12
+        assert chosen["test"][[1, 4, 5, 11]].tolist() == [49, 3, 18, 20]
+    assert np.array_equal(kept["train"], pairs["train_mnist"])
+    assert (digits[matching["train"]] == labels[pairs["train_cifar"]]).all()
 
 
 def test_the_check_prints_what_the_splits_hold_and_draws_a_sheet(data_dir, tmp_path, monkeypatch, capsys):
@@ -168,8 +158,8 @@ def test_cifar_records_are_a_label_and_three_planes_row_by_row(tmp_path):
 
 @pytest.fixture
 def copied(data_dir, tmp_path):
-    """A copy of the synthetic data to damage, which does not say that it is synthetic."""
-    return shutil.copytree(data_dir, tmp_path / "copied", ignore=shutil.ignore_patterns("SYNTHETIC.txt"))
+    """A copy of the synthetic data to damage."""
+    return shutil.copytree(data_dir, tmp_path / "copied")
 
 
 @pytest.mark.parametrize("name", [f"{BINARY}/data_batch_3.bin", f"{BINARY}/test_batch.bin",
