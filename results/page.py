@@ -291,7 +291,7 @@ def main():
         f" seeds. It is {sds[0]}; with dropout after every block it is {sds[1]}. A number of the report"
         " counts as one run.",
         ordinary_loop(results),
-        "\n".join(draw_report_figure(results, number) for number in "123456").strip(),
+        *(draw_report_figure(results, number) for number in "123456"),
         "## Every recipe that has run",
         "The flags are those in which a recipe differs from `final`. All accuracies are the best epoch's, and"
         " means over the seeds. `best` and `fast` are our own recipes.",
