@@ -213,10 +213,11 @@ def read_mnist(data_dir):
 
 def through_torchvision(name, data_dir, train=True):
     """torchvision's CIFAR10 or MNIST, downloaded where it is not there. UserError where that fails, or where
-    `data_dir` is not there or holds other things: it may be mistyped."""
+    `data_dir` is not there or holds only other things: it may be mistyped."""
     default = data_dir.resolve() == Path("data").resolve()
-    ours = {"cifar-10-batches-bin", "cifar-10-batches-py", "cifar-10-python.tar.gz", "MNIST", "pairs.npz"}
-    if not default and (not data_dir.is_dir() or {path.name for path in data_dir.iterdir()} - ours):
+    names = {path.name for path in data_dir.glob("*")}
+    ours = {"cifar-10-batches-bin", "cifar-10-batches-py", "MNIST"}
+    if not default and (not data_dir.is_dir() or names and not names & ours):
         raise UserError(f"{data_dir} does not hold {name}. {LAYOUTS}. An empty folder is downloaded into")
     import torchvision.datasets  # here, since it takes two seconds to import
     print(f"{name}: torchvision looks in {data_dir}, and downloads what is not there", flush=True)
