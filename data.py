@@ -71,33 +71,31 @@ def load_splits(data_dir, match_prob=None):
         if match_prob is not None:
             usage_error(f"{folder} holds finished images: --match-prob cannot act on them")
         return load_course_folder(folder)
-    pictures, labels, test_pictures, test_labels, classes = read_cifar(data_dir)
-    digit_pictures, digits = read_mnist(data_dir)
+    cifar, cifar_test, classes = read_cifar(data_dir)
+    mnist = read_mnist(data_dir)
     synthetic = (data_dir / "pairs.npz").exists()  # synthetic data bring their own
     with np.load(data_dir / "pairs.npz" if synthetic else REPORT_PAIRS) as file:
         pairs = {name: file[name].astype(np.int64) for name in file}
-    for have, name in (labels, "train_cifar"), (digits, "train_mnist"):
-        if len(have) <= pairs[name].max():
-            raise UserError(f"{data_dir} has too few training images of {name[6:].upper()}: {len(have)}")
-    chosen = choose_digits(pairs, labels, test_labels, digits, match_prob)
-    train, val, test = (
-        make_composites(pictures, labels, digit_pictures, digits, pairs["train_cifar"], chosen["train"]),
-        make_composites(pictures, labels, digit_pictures, digits, pairs["val_cifar"], chosen["val"]),
-        make_composites(test_pictures, test_labels, digit_pictures, digits, np.arange(len(test_labels)),
-                        chosen["test"]))
+    for (_, labels), name in (cifar, "train_cifar"), (mnist, "train_mnist"):
+        if len(labels) <= pairs[name].max():
+            raise UserError(f"{data_dir} has too few training images of {name[6:].upper()}: {len(labels)}")
+    train_digits, test_digits = choose_digits(pairs, cifar[1], cifar_test[1], mnist[1], match_prob)
+    train = make_composites(cifar, pairs["train_cifar"], mnist, train_digits)
+    val = make_composites(cifar, pairs["val_cifar"], mnist, pairs["val_mnist"])
+    test = make_composites(cifar_test, np.arange(len(test_digits)), mnist, test_digits)
     return Splits(train, val, test, classes, SYNTHETIC if synthetic else COMPOSITES, sha256(train.images))
 
 
 def choose_digits(pairs, labels, test_labels, digits, match_prob=None):
-    """The MNIST index of each composite, {"train": int64 [N], "val": ..., "test": ...}. `pairs` are those of
-    report_pairs.npz: indices into CIFAR-10 and MNIST. The test digits that it does not know are drawn."""
+    """The MNIST indices of the training and of the test composites, int64 [N]. `pairs` is report_pairs.npz:
+    indices into CIFAR-10 and MNIST. The test digits that it does not know are drawn."""
     train = pairs["train_mnist"]
     if match_prob is not None:
         train = draw_digits(labels[pairs["train_cifar"]], digits, match_prob, np.random.RandomState([0, 1]))
     test = draw_digits(test_labels, digits, 0.0, np.random.RandomState([0, 3]))
     here = pairs["test_cifar"] < len(test)
     test[pairs["test_cifar"][here]] = pairs["test_mnist"][here]
-    return {"train": train, "val": pairs["val_mnist"], "test": test}
+    return train, test
 
 
 def draw_digits(labels, digits, match_prob, draws):
@@ -112,12 +110,14 @@ def draw_digits(labels, digits, match_prob, draws):
     return chosen
 
 
-def make_composites(pictures, labels, digit_pictures, digits, picture_index, digit_index):
-    """The Split of the pairs: pictures, uint8 [N,3,24,24], and digits, uint8 [M,1,16,16], on gray."""
-    images = torch.full((len(picture_index), 3, 40, 40), 127, dtype=torch.uint8)
-    images[PICTURE] = pictures[torch.from_numpy(picture_index)]
-    images[DIGIT] = digit_pictures[torch.from_numpy(digit_index)]
-    return Split(images, torch.from_numpy(labels[picture_index]), torch.from_numpy(digits[digit_index]))
+def make_composites(cifar, cifar_index, mnist, mnist_index):
+    """The Split of these pairs, on gray. `cifar` and `mnist` are images, uint8 [N,3,24,24] and [M,1,16,16]
+    (tensors), each with its labels, int64 (numpy)."""
+    (pictures, labels), (digit_pictures, digits) = cifar, mnist
+    images = torch.full((len(cifar_index), 3, 40, 40), 127, dtype=torch.uint8)
+    images[PICTURE] = pictures[torch.from_numpy(cifar_index)]
+    images[DIGIT] = digit_pictures[torch.from_numpy(mnist_index)]
+    return Split(images, torch.from_numpy(labels[cifar_index]), torch.from_numpy(digits[mnist_index]))
 
 
 def resize(images, size):
@@ -166,8 +166,8 @@ LAYOUTS = ("It must hold cifar-10-batches-bin/ or cifar-10-batches-py/ and MNIST
 
 
 def read_cifar(data_dir):
-    """CIFAR-10, in its binary or else its Python version. Returns training images, uint8 [N,3,24,24] (tensor,
-    resized), and labels, int64 [N] (numpy), the same for test, and the class names."""
+    """CIFAR-10, in its binary or else its Python version. Returns a pair for training and one for test, of
+    images, uint8 [N,3,24,24] (tensor, resized), and labels, int64 [N] (numpy); and the class names."""
     folder = data_dir / "cifar-10-batches-bin"
     if folder.is_dir():
         parts = [read_cifar_file(folder / name) for name in CIFAR_FILES]
@@ -179,10 +179,10 @@ def read_cifar(data_dir):
         classes = sets[0].classes
     if len(classes) != 10:
         raise UserError(f"{names} has {len(classes)} names, expected the 10 class names, one a line")
-    pictures, labels = (np.concatenate(column) for column in zip(*parts[:-1]))
-    test_pictures, test_labels = parts[-1]
-    return (resize(torch.from_numpy(pictures), 24), labels, resize(torch.from_numpy(test_pictures), 24),
-            test_labels, tuple(classes))
+    *train, (test_pictures, test_labels) = parts
+    pictures, labels = (np.concatenate(column) for column in zip(*train))
+    return ((resize(torch.from_numpy(pictures), 24), labels),
+            (resize(torch.from_numpy(test_pictures), 24), test_labels), tuple(classes))
 
 
 def read_cifar_file(path):
@@ -460,7 +460,7 @@ def check(splits):
 def draw_sheet(splits, path, rows=3):
     """A contact sheet: a column for each class, `rows` rows from train and as many from val."""
     figure, axes = pyplot().subplots(2 * rows, 10, figsize=(11, 1.3 + 2.55 * rows), layout="constrained")
-    green = "\ngreen: the digit equals the class's index" if (splits.train.digits >= 0).any() else ""
+    green = "\ngreen: the digit is the class's number" if (splits.train.digits >= 0).any() else ""
     figure.suptitle(f"{splits.source}, a column for each class{green}", fontsize=13)
     for row in range(2 * rows):
         name, split = ("train", splits.train) if row < rows else ("val", splits.val)

@@ -80,8 +80,8 @@ def test_the_real_files_give_the_reports_own_images(capsys):
 def test_composites_have_picture_digit_and_gray_in_their_places():
     pictures = torch.randint(0, 256, (2, 3, 24, 24), dtype=torch.uint8)
     digits = torch.randint(0, 256, (3, 1, 16, 16), dtype=torch.uint8)
-    split = data.make_composites(pictures, np.array([7, 8]), digits, np.array([4, 5, 6]), np.array([1, 0, 1]),
-                                 np.array([2, 1, 1]))
+    split = data.make_composites((pictures, np.array([7, 8])), np.array([1, 0, 1]),
+                                 (digits, np.array([4, 5, 6])), np.array([2, 1, 1]))
     assert split.labels.tolist() == [8, 7, 8] and split.digits.tolist() == [6, 5, 5]
     for image, i, j in zip(split.images, (1, 0, 1), (2, 1, 1), strict=True):
         for y in range(40):
@@ -93,7 +93,7 @@ def test_composites_have_picture_digit_and_gray_in_their_places():
 
 # ---------------------------------------------------------------- the splits
 def test_the_splits_hold_every_image_once_and_a_balanced_validation_set(data_dir):
-    pictures, labels, test_pictures, test_labels, _ = data.read_cifar(data_dir)
+    (pictures, labels), (test_pictures, test_labels), _ = data.read_cifar(data_dir)
     digit_pictures, digits = data.read_mnist(data_dir)
     digit_of = dict(zip(rows_of(digit_pictures), digits.tolist()))
     splits = data.load_splits(data_dir)
@@ -122,17 +122,16 @@ def test_drawn_digits_match_with_p_and_a_tenth_of_the_rest(p):
 
 
 def test_known_digits_are_kept_and_match_prob_draws_those_of_training_anew():
-    """40 training, 18 validation and 12 test images, of which four have known digits; 50 digits."""
+    """40 training images, 12 test images, of which four have known digits, and 50 digits."""
     draw, labels, digits = np.random.RandomState(2), np.arange(60) % 10, np.arange(50) % 10
     pairs = {"train_cifar": draw.permutation(60)[:40], "train_mnist": draw.randint(0, 50, 40),
-             "val_cifar": np.arange(18), "val_mnist": draw.randint(0, 50, 18),
              "test_cifar": np.array([1, 4, 5, 11, 900]), "test_mnist": np.array([49, 3, 18, 20, 7])}
-    kept, matching = (data.choose_digits(pairs, labels, labels[:12], digits, p) for p in (None, 1.0))
-    for chosen in (kept, matching):
-        assert np.array_equal(chosen["val"], pairs["val_mnist"]) and len(chosen["test"]) == 12
-        assert chosen["test"][[1, 4, 5, 11]].tolist() == [49, 3, 18, 20]
-    assert np.array_equal(kept["train"], pairs["train_mnist"])
-    assert (digits[matching["train"]] == labels[pairs["train_cifar"]]).all()
+    (kept, kept_test), (matching, test) = (
+        data.choose_digits(pairs, labels, labels[:12], digits, p) for p in (None, 1.0))
+    assert len(test) == 12 and np.array_equal(test, kept_test)
+    assert test[[1, 4, 5, 11]].tolist() == [49, 3, 18, 20]
+    assert np.array_equal(kept, pairs["train_mnist"])
+    assert (digits[matching] == labels[pairs["train_cifar"]]).all()
 
 
 def test_the_check_prints_what_the_splits_hold_and_draws_a_sheet(data_dir, tmp_path, monkeypatch, capsys):
