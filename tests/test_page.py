@@ -118,6 +118,15 @@ def test_verdicts_follow_from_two_standard_errors(folder):
     assert claim("no weight decay tried beats 70 %") == "does not hold"
 
 
+@pytest.mark.parametrize("acc, verdict", [
+    (47.9, "does not hold"), (49.0, "within noise"), (51.9, "within noise"), (52.5, "holds"),
+    (53.1, "within noise"), (57.1, "does not hold")])
+def test_slightly_above_50_is_50_to_55(folder, acc, verdict):
+    add_run(folder, "final", [72.0, 73.0, 74.0])
+    add_run(folder, "lr_1e-4", [acc])
+    assert claim("lr 1e-4") == verdict
+
+
 def test_dropout_after_every_block_has_a_spread_of_its_own(folder):
     add_run(folder, "warmup_cosine", [71.0, 72.0, 73.0])
     add_run(folder, "dropout_all_p0.1", [64.0])
