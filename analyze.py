@@ -318,7 +318,9 @@ def analyze(args):
     if args.predict:
         return predict_folder(model, args.predict, out, device)
 
-    trained = checkpoint["args"] if "fingerprint" in (checkpoint.get("args") or ()) else {}  # of train.py
+    trained = checkpoint.get("args")
+    if not isinstance(trained, dict) or "fingerprint" not in trained:
+        trained = {}  # of other code than train.py
     print(f"loading the images of {args.data_dir}", flush=True)
     drawn = course_folder(Path(args.data_dir)) is None  # there the digits are as they are
     splits = load_splits(args.data_dir, trained.get("match_prob") if drawn else None)

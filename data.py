@@ -173,12 +173,12 @@ def read_cifar(data_dir):
         parts = [read_cifar_file(folder / name) for name in CIFAR_FILES]
         names = folder / "batches.meta.txt"
         classes = names.read_text(errors="replace").split() if names.is_file() else CLASSES
+        if len(classes) != 10:
+            raise UserError(f"{names} has {len(classes)} names, expected the 10 class names, one a line")
     else:
         sets = [through_torchvision("CIFAR10", data_dir, train) for train in (True, False)]
         parts = [(part.data.transpose(0, 3, 1, 2), np.array(part.targets)) for part in sets]
         classes = sets[0].classes
-    if len(classes) != 10:
-        raise UserError(f"{names} has {len(classes)} names, expected the 10 class names, one a line")
     *train, (test_pictures, test_labels) = parts
     pictures, labels = (np.concatenate(column) for column in zip(*train))
     return ((resize(torch.from_numpy(pictures), 24), labels),
@@ -205,7 +205,7 @@ def read_mnist(data_dir):
     for path, raw, magic, header, size in ((paths[1], labels, 2049, 8, 1), (paths[0], images, 2051, 16, 784)):
         n = len(labels) - 8
         start = np.array([magic, n], ">i4").tobytes()
-        if n < 1 or len(raw) != header + n * size or raw[:8].tobytes() != start:
+        if n < 1 or len(raw) != header + n * size or raw[:8].tobytes() != start or labels[8:].max() > 9:
             raise UserError(f"{path} is truncated or not MNIST's: expected 28x28 images and as many labels. "
                             "Delete it to download it again")
     return resize(torch.from_numpy(images[16:].reshape(-1, 1, 28, 28)), 16), labels[8:].astype(np.int64)
@@ -220,7 +220,8 @@ def through_torchvision(name, data_dir, train=True):
     if not default and (not data_dir.is_dir() or names and not names & ours):
         raise UserError(f"{data_dir} does not hold {name}. {LAYOUTS}. An empty folder is downloaded into")
     import torchvision.datasets  # here, since it takes two seconds to import
-    print(f"{name}: torchvision looks in {data_dir}, and downloads what is not there", flush=True)
+    if train:
+        print(f"{name}: torchvision looks in {data_dir}, and downloads what is not there", flush=True)
     try:
         return getattr(torchvision.datasets, name)(data_dir, train=train, download=True)
     except (OSError, RuntimeError) as error:  # URLError is an OSError; RuntimeError: a wrong checksum
@@ -439,19 +440,18 @@ def check(splits):
     for name, split in zip(("train", "val", "test"), splits[:3]):
         if split is None:
             continue
-        images, verdict = split.images, ""
-        if splits.source == COMPOSITES:
-            if name == "test":
-                with np.load(REPORT_PAIRS) as file:
-                    known = torch.from_numpy(file["test_cifar"].astype(np.int64))
-                images = images[known[known < len(images)]]
-            if expected := REPORT_SHA256.get((name, len(images))):
-                same = sha256(images) == expected
-                verdict = f": {len(images)} are {'' if same else 'not '}the report's, bit for bit"
-                others += [] if same else [name]
+        images = split.images
+        if name == "test" and splits.source == COMPOSITES:
+            with np.load(REPORT_PAIRS) as file:
+                known = torch.from_numpy(file["test_cifar"].astype(np.int64))
+            images = images[known[known < len(images)]]
+        digest, expected, verdict = sha256(images), REPORT_SHA256.get((name, len(images))), ""
+        if expected and splits.source == COMPOSITES:
+            verdict = f": {len(images)} are {'' if digest == expected else 'not '}the report's, bit for bit"
+            others += [] if digest == expected else [name]
         share = (split.digits == split.labels).double().mean()
         match = f", match share {share:.4f}" if (split.digits >= 0).all() else ""
-        print(f"{name} {len(split.labels)} images{match}, SHA-256 {sha256(images)}{verdict}", flush=True)
+        print(f"{name} {len(split.labels)} images{match}, SHA-256 {digest}{verdict}", flush=True)
     if others:
         raise UserError(f"not the report's images: {', '.join(others)}. The files are not those of CIFAR-10 "
                         "or MNIST: delete them to download them again")
