@@ -15,8 +15,8 @@ RECIPES = {  # made-up flags
     "constant": "--e", "cosine_50": "--f", "noise_0.05_erase_0.3": "--noise 0.05",
     "lr_min_1e-6": "--lr-min 1e-6",
     "warmup_cosine": "--g", "dropout_all_p0.1": "--dropout-last 5", "dropout_all_p0.2": "--dropout-p 0.2",
-    "match0": "--match-prob 0", "best": "--h --epochs 60", "best12": "--h --epochs 12",
-    "best12_flip": "--h --epochs 12 --flip 0.5", "mine": "--my-flag"}
+    "match0": "--match-prob 0", "best": "--h --amp --epochs 60", "best12": "--h --amp --epochs 12",
+    "best12_flip": "--h --amp --epochs 12 --flip 0.5", "mine": "--my-flag"}
 
 
 def command(recipe, seed):
@@ -34,6 +34,7 @@ def add_run(folder, recipe, accs, first=0, **args):
         write_csv(out / "log.csv", log)
         write_csv(out / "best.csv", [{"epoch": 3, "val_acc": acc, "test_acc": acc - 1, "test_images": 10000}])
         settings = {"epochs": 4, "data": page.COMPOSITES, "command": command(recipe, seed),
+                    "amp": "--amp" in RECIPES[recipe],
                     "train_images": 45000, "fingerprint": page.REPORT_SHA256["train", 45000],
                     "hardware": "a machine", "torch": "2"}
         (out / "args.json").write_text(json.dumps({**settings, **args}))
@@ -69,10 +70,12 @@ def test_means_and_spreads_are_those_computed_by_hand(folder):
     add_run(folder, "bs32", [66.0, 67.0])                   # 0.25 + 0.25
     add_run(folder, "bs64", [60.0])                         # a single run says nothing of the spread
     add_run(folder, "dropout_all_p0.2", [50.0, 60.0])       # 25 + 25, apart
+    add_run(folder, "best", [84.0, 84.2])                   # 0.01 + 0.01, apart
     results = page.Results()
     sd = math.sqrt((2 + 0.5) / 3)
     assert results.spread("bs64") == pytest.approx(sd)
     assert results.spread("dropout_all_p0.1") == pytest.approx(math.sqrt(50))
+    assert results.spread("best12") == pytest.approx(math.sqrt(0.02))
     assert results.ours("bs16") == (70.0, pytest.approx(sd / math.sqrt(3)), "70.00 (3 seeds, sd 1.00)")
     assert results.ours("bs64") == (60.0, pytest.approx(sd), "60.00 (1 seed)")
     assert results.ours("final")[2] == "not run"
@@ -83,7 +86,7 @@ def test_means_and_spreads_are_those_computed_by_hand(folder):
 def test_the_page_has_the_reports_numbers_beside_ours(folder):
     add_run(folder, "final", [71.0, 72.0, 73.0])            # the sd of a run is 1
     add_run(folder, "bs16", [67.0])  # 3.12 below the report: more than 2 * sqrt(2) = 2.83
-    add_run(folder, "best12", [80.0, 81.0, 82.0])           # the sd is still 1
+    add_run(folder, "best12", [80.0, 81.0, 82.0])           # here it is 1, too
     add_run(folder, "best12_flip", [78.0, 79.0, 80.0])      # 2.00 below: more than 2 * sqrt(2 / 3) = 1.63
     page.main()
     text = (folder / "README.md").read_text()
@@ -94,7 +97,8 @@ def test_the_page_has_the_reports_numbers_beside_ours(folder):
     flags, _, acc = rows("best12_flip", text)[0][1:4]
     assert flags == "`BEST --epochs 12 --flip 0.5`" and acc == "79.00 (3 seeds, sd 1.00)"
     assert rows("best12 beats best12_flip", text)[0][3] == "holds"
-    assert rows("a machine", text) == [["a machine", "10", "7"]]
+    assert rows("a machine", text) == [["a machine", "4", "7"]]
+    assert rows("a machine, --amp", text) == [["a machine, --amp", "6", "7"]]
     assert "10 of 66 runs are in" in text
     assert text.splitlines()[-1].startswith("Not run yet: baseline, bs64, bs32, ") and "bs16/seed1" in text
 
