@@ -246,24 +246,24 @@ def draw_table(axis, values, rows, columns, title, ylabel, xlabel):
 def draw_shortcut(split, predictions, groups, rows, classes, source, out):
     """Confusion matrix, accuracy by label and digit; predictions and accuracy with another digit there."""
     figure, axes = pyplot().subplots(2, 2, figsize=(11, 11), layout="constrained")
-    figure.suptitle("What the digit does to the predictions, in percent of "
-                    f"{len(split.labels)} validation images\n({source})", fontsize=13)
+    figure.suptitle("What the digit does to the predictions\n"
+                    f"({source}, {len(split.labels)} validation images)", fontsize=13)
     names = [f"{name} {i}" for i, name in enumerate(classes)]
     confusion = crosstab(split.labels, predictions).double()
     confusion = (100 * confusion / confusion.sum(1, keepdim=True)).numpy()
-    draw_table(axes[0, 0], confusion, names, names, "confusion matrix", "label", "prediction")
-    draw_table(axes[0, 1], groups, names, range(10), "accuracy by label and digit", "label",
-               "digit in the image")
+    draw_table(axes[0, 0], confusion, names, names, "predictions, % of each label's images", "label",
+               "prediction")
+    draw_table(axes[0, 1], groups, names, range(10), "accuracy (%)", "label", "digit in the image")
     placed = 100 * np.stack([torch.bincount(row.cpu(), minlength=10) for row in rows]) / len(split.labels)
-    draw_table(axes[1, 0], placed, [*range(10), "none"], names, "the digit exchanged: what is predicted",
-               "digit put into every image", "prediction")
+    draw_table(axes[1, 0], placed, [*range(10), "none"], names,
+               "digit exchanged: predictions, % of all images", "digit put into every image", "prediction")
 
     right = 100 * (rows == split.labels).double().cpu()  # [11,N]
     accs = np.stack([right[:, split.labels.cpu() == label].mean(1).numpy() for label in range(10)])
     own = accs[range(10), range(10)]
     others = (accs[:, :10].sum(1) - own) / 9
     draw_table(axes[1, 1], np.stack([own, others, accs[:, 10]], 1), names, ["the label's", "another", "none"],
-               "the digit exchanged: accuracy", "label", "digit put into every image")
+               "digit exchanged: accuracy (%)", "label", "digit put into every image")
     save_figure(figure, out / "shortcut.png")
 
 
@@ -322,7 +322,7 @@ def analyze(args):
     if not isinstance(trained, dict) or "fingerprint" not in trained:
         trained = {}  # of other code than train.py
     print(f"loading the images of {args.data_dir}", flush=True)
-    drawn = course_folder(Path(args.data_dir)) is None  # there the digits are as they are
+    drawn = course_folder(Path(args.data_dir)) is None  # a course folder's images are fixed
     splits = load_splits(args.data_dir, trained.get("match_prob") if drawn else None)
     classes, source, val = splits.classes, splits.source, splits.val.to(device)
     logits, image_norms = map_norms(model, val.images)
@@ -376,7 +376,7 @@ def chosen_layers(names, depth):
 
 
 def doubts(checkpoint, trained, splits, val_acc):
-    """Lines that warn of what a user may not expect: other images, other classes, another network."""
+    """Lines that warn where the images, the classes or the network differ from those of the training."""
     lines = []
     if trained and trained["fingerprint"] != splits.fingerprint:
         lines += ["note: the network was trained on other images than the training images here, or in "

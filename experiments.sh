@@ -30,8 +30,8 @@ done
 trial="${EPOCHS:+ --epochs $EPOCHS --warmup-epochs $((EPOCHS / 6))}${LIMIT:+ --limit $LIMIT}"
 OUT=${OUT:-results/$([ -n "$trial" ] && echo trial || echo runs)}
 
-# The flags of a row are those in which it differs from the final recipe, which is train.py's defaults.
-# Where a flag stands twice, the later one counts.
+# A row lists the flags that differ from the final recipe, which is train.py's defaults. Where a flag stands
+# twice, the later one counts.
 plain="--schedule cosine --noise 0 --erase 0 --dropout-last 0"   # sections 1 to 1.2: flip and normalize only
 tuned="--schedule cosine --dropout-last 0"                       # section 1.3: the best augmentation of 1.2
 wide="--erase-scale 0.02 0.1"
@@ -40,7 +40,7 @@ ours="$ours --shuffle-digits 1 --shift 1 --flip 0 --flip-picture 0.5 --noise 0 -
 ours="$ours --label-smoothing 0.1 --amp"
 ours12="$ours --epochs 12"
 
-table() {  # recipe, seeds, flags; in the order of running
+table() {  # recipe, seeds, flags; in the order of running, so some recipes have their other seeds later
     cat <<TABLE
 final                   0,1,2
 baseline                0,1,2   $plain --bs 64 --epochs 25

@@ -13,7 +13,8 @@ class CNN(nn.Module):
     """Images, float [N,3,H,W] with H and W of at least 8, to logits, float [N,10].
 
     The last `dropout_last` of the five blocks have dropout with probability `dropout_p`, after the ReLU and
-    before the pool (report, section 1.5). Weights start Kaiming normal (fan-in, ReLU), biases 0."""
+    before the pool; the fifth, which has neither, after its convolution (report, section 1.5). Weights start
+    Kaiming normal (fan-in, ReLU), biases 0."""
 
     def __init__(self, dropout_last=0, dropout_p=0.1):
         super().__init__()
@@ -54,14 +55,14 @@ class CNN(nn.Module):
 
 class Dropout(nn.Dropout):
     """A faster nn.Dropout for [N,C,H,W] on a CPU: one random 64-bit number decides four values, so p is exact
-    to 1/65536. This saves a seventh of a training step."""
+    to 1/65536. A training step takes a seventh less time."""
 
     def forward(self, x):
         if not (self.training and x.device.type == "cpu" and x.ndim == 4 and 1e-5 < self.p < 0.999):
             return super().forward(x) if self.p else x
         n, c, h, w = x.shape
         bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-2**63, None).view(torch.int16)
-        kept = round(self.p * 2**16) - 2**15  # from this value on, of -2**15 to 2**15 - 1
+        kept = round(self.p * 2**16) - 2**15  # a random 16-bit number is kept if it is at least this
         keep = bits[:x.numel()].clamp_(kept - 1, kept).sub_(kept - 1)  # 0 or 1; a comparison is slower
         return x * keep.view(n, h, w, c).permute(0, 3, 1, 2).to(x.dtype).div_(1 - self.p)
 

@@ -8,11 +8,11 @@ import math
 import torch
 
 SCHEDULES = ("constant", "step", "cosine", "warmup_cosine", "onecycle")
-EVERY_BATCH = ("onecycle",)  # their rate changes with every batch, that of the others with every epoch
+EVERY_BATCH = ("onecycle",)  # their rate changes with every batch; all others change once an epoch
 
 
 def learning_rate(schedule, epoch, epochs, lr, lr_min=1e-5, warmup_epochs=10):
-    """The learning rate when `epoch` of `epochs` have passed (from 0 on; a fraction within an epoch).
+    """The learning rate after `epoch` of `epochs` epochs: 0 at the start, a fraction within an epoch.
 
     `lr` is the highest rate, `lr_min` the lowest of cosine, warmup_cosine and onecycle. Each formula is that
     of a class in torch.optim.lr_scheduler (onecycle: to within one batch). ValueError for an unknown name."""

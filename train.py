@@ -2,7 +2,7 @@
 
     python train.py --bs 16 --lr 1e-3 --epochs 60
     python train.py --epochs 2 --limit 5000 --out results/trial/quick
-    python train.py ... --resume        (goes on after a stop, to the same bits)
+    python train.py ... --resume        go on after a stop, to the same result
 
 Writes to --out: args.json, log.csv (a row per epoch), steps.csv (the training
 loss), best.pt (the epoch with the best val_acc), last.pt (what --resume needs);
@@ -341,15 +341,15 @@ def parse_args(argv=None):
     flag("--shift", type=number(int, 0, 12), default=0,
          help="the picture, not the digit, moves by up to N pixels each way")
     flag("--flip-picture", type=share, default=0.0,
-         help="probability that the picture, not the digit, is mirrored where it is; use it with --flip 0")
+         help="probability that the picture is mirrored, and the digit is not; use it with --flip 0")
     flag("--label-smoothing", type=share, default=0.0,
          help="share of the target that is spread over all classes")
 
     group = parser.add_argument_group("data")
     add_data_dir(group)
     flag("--match-prob", type=share,
-         help="draw the training digits anew: with probability X the label's, else a uniform one (default: "
-              "the report's digits, which were drawn with 0.6)")
+         help="draw the training digits anew: with probability X the digit is the label, else it is random "
+              "(default: the report's digits, which were drawn with 0.6)")
     flag("--limit", type=positive, help="train on the first N training images only (default: all)")
 
     group = parser.add_argument_group("files and machine")

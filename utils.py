@@ -17,12 +17,12 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-# Weight decay drives the weights of a dead filter below 1e-38, where a CPU is many times slower: count those
-# as 0. This is set here, before torch starts its threads.
+# Weight decay drives the weights of a dead filter below 1e-38. A CPU is many times slower with such numbers,
+# so they count as 0. This is set here, before torch starts its threads.
 torch.set_flush_denormal(True)
 
-# What a step frees, the C library returns to the system, and the next step waits for new pages: have it keep
-# all but blocks of over 32 MB. On two threads this makes training 3 to 18 % faster.
+# The C library returns to the system what a step frees, and the next step waits to get it back. Here it
+# keeps all blocks of up to 32 MB. On two threads this makes training 3 to 18 % faster.
 with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library than glibc
     ctypes.CDLL(None).mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
     ctypes.CDLL(None).mallopt(-3, 2**25)  # M_MMAP_THRESHOLD
@@ -73,7 +73,7 @@ def add_data_dir(parser):
     """The flag --data-dir, which every script has."""
     parser.add_argument("--data-dir", metavar="DIR", type=os.path.expanduser,
                         default=os.environ.get("DATA_DIR", "data"),
-                        help="folder of the data, see data.py; $DATA_DIR sets the default "
+                        help="folder of the data, see README.md; $DATA_DIR sets the default "
                              "(default: %(default)s)")
 
 
