@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data import DIGIT, NO_AUGMENT, apply, course_folder, image_files, load_splits, read_images
+from data import DIGIT, augment, course_folder, image_files, load_splits, read_images
 from model import CNN
 from train import EVAL_BATCH, evaluate, percent, predict, score
 from utils import (UserError, add_data_dir, atomic, load_checkpoint, load_weights, pick_device, pyplot,
@@ -34,7 +34,7 @@ def map_norms(model, images):
     model.eval()
     parts = []
     for part in images.split(EVAL_BATCH):
-        logits, maps = model(apply(NO_AUGMENT, part), return_maps=True)
+        logits, maps = model(augment(part), return_maps=True)
         parts.append([logits, *(m.float().flatten(2).norm(dim=2) for m in maps)])
     logits, *norms = (torch.cat(column) for column in zip(*parts))
     return logits, norms
@@ -99,26 +99,17 @@ def draw_filters(weight, source, out):
     """The first layer's weights, float [filters,3,k,k]: an image of each kernel; all of them side by side, as
     in the report's figure 7."""
     plt = pyplot()
-    for i, kernels in enumerate(weight):
-        for channel, kernel in enumerate(kernels):
-            with atomic(out / "filters" / f"filter{i + 1:02}_channel{channel + 1}.png") as temporary:
-                plt.imsave(temporary, rescale(kernel).numpy(), cmap="gray", vmin=0, vmax=1, format="png")
-
-    half = math.ceil(len(weight) / 2)
-    figure, axes = plt.subplots(half, 7, figsize=(6.6, 1 + 0.9 * half), layout="constrained", squeeze=False,
-                                width_ratios=[1, 1, 1, 0.5, 1, 1, 1])
-    figure.suptitle(f"First-layer kernels, each stretched to black and white\n({source})\n"
-                    f"filters 1 to {half} left, {half + 1} to {len(weight)} right", fontsize=12)
-    for axis in axes.flat:
-        axis.axis("off")
-    for i, kernels in enumerate(weight):
-        for channel, kernel in enumerate(kernels):
-            axis = axes[i % half, 4 * (i // half) + channel]
-            axis.imshow(rescale(kernel).numpy(), cmap="gray")
-            axis.axis("on")
-            axis.set(xticks=[], yticks=[], ylabel=f"filter {i + 1}" if channel == 0 else "")
-            if i % half == 0:
-                axis.set_title(f"channel {channel + 1}\n{('red', 'green', 'blue')[channel]}", fontsize=10)
+    figure, axes = plt.subplots(3, len(weight), figsize=(0.8 * len(weight), 3.4), layout="constrained",
+                                squeeze=False)
+    figure.suptitle(f"First-layer kernels, a column a filter, each stretched to black and white ({source})")
+    for (channel, i), axis in np.ndenumerate(axes):
+        kernel = rescale(weight[i, channel]).numpy()
+        with atomic(out / "filters" / f"filter{i + 1:02}_channel{channel + 1}.png") as temporary:
+            plt.imsave(temporary, kernel, cmap="gray", vmin=0, vmax=1, format="png")
+        axis.imshow(kernel, cmap="gray", vmin=0, vmax=1)
+        axis.set(xticks=[], yticks=[])
+        axis.set_title(i + 1 if channel == 0 else "")
+        axis.set_ylabel(("red", "green", "blue")[channel] if i == 0 else "")
     save_figure(figure, out / "filters.png")
 
 
@@ -208,7 +199,7 @@ def counterfactual(model, split, seed=0):
             owners = (split.digits == digit).nonzero()[:, 0]
             picks = torch.randint(len(owners), (len(images),), generator=generator)
             images[DIGIT] = split.images[owners[picks.to(owners.device)]][DIGIT]
-        rows.append(predict(model, images, NO_AUGMENT).argmax(1))
+        rows.append(predict(model, images).argmax(1))
     return torch.stack(rows)
 
 
@@ -216,9 +207,8 @@ def shortcut_lines(split, before, scores, groups, counts, rows, classes):
     """What the digit does to the predictions `before`, one figure per line."""
     worst = np.nanargmin(groups)
     digits = torch.arange(10, device=split.labels.device)[:, None]
-    right, changed, now_digit = rows[:10] == split.labels, rows[:10] != before, rows[:10] == digits
+    right, changed = rows[:10] == split.labels, rows[:10] != before
     own_digit, same_digit = digits == split.labels, digits == split.digits  # all of these are bool [10,N]
-    depends = percent((rows[:10] != rows[0]).any(0))
     return [f"val_acc_agree {scores['acc_agree']:.2f}",
             f"val_acc_conflict {scores['acc_conflict']:.2f}",
             f"val_follows_digit {scores['follows_digit']:.2f}",
@@ -227,9 +217,7 @@ def shortcut_lines(split, before, scores, groups, counts, rows, classes):
             f"acc_digit_of_label {percent(right[own_digit]):.2f} (the label's digit put into every image)",
             f"acc_other_digit {percent(right[~own_digit]):.2f} (each of the nine others)",
             f"acc_no_digit {percent(rows[10] == split.labels):.2f} (a black corner)",
-            f"another_digit_changes_prediction {percent(changed[~same_digit]):.2f}",
-            f"another_digit_changes_prediction_to_it {percent((changed & now_digit)[~same_digit]):.2f}",
-            f"prediction_depends_on_digit {depends:.2f} (not the same under all ten)"]
+            f"another_digit_changes_prediction {percent(changed[~same_digit]):.2f}"]
 
 
 def draw_table(axis, values, rows, columns, title, ylabel, xlabel):
@@ -300,7 +288,7 @@ def predict_folder(model, folder, out, device):
     height, width = images.shape[2:]
     print(f"{len(paths)} images of {width}x{height} pixels, normalized with the handout's mean and standard "
           "deviation; a network trained with another size or normalization predicts worse here")
-    classes = predict(model, images.to(device), NO_AUGMENT).argmax(1)
+    classes = predict(model, images.to(device)).argmax(1)
     lines = [f"{path.name},{c}\n" for path, c in zip(paths, classes.tolist())]
     write_text(out / "predictions.txt", "".join(lines))
     print(f"predictions {out / 'predictions.txt'}")
@@ -337,22 +325,21 @@ def analyze(args):
              f"val_acc {scores['acc']:.2f} ({len(val.labels)} images)"]
     lines += doubts(checkpoint, trained, splits, scores["acc"])
     if splits.test:
-        test_acc = evaluate(model, splits.test.to(device), NO_AUGMENT)["acc"]
+        test_acc = evaluate(model, splits.test.to(device))["acc"]
         lines += [f"test_acc {test_acc:.2f} ({len(splits.test.labels)} images)"]
     for layer in sorted({1, len(norms), *layers}):
         lines += selectivity_lines(layer, norms[layer - 1], untrained[layer - 1], classes)
-    print(*lines, sep="\n", flush=True)
 
-    remove_old(out)
     by_digit = [None] * len(norms)
+    for name in ("shortcut.png", "groups.csv"):  # an earlier analysis may have had digits
+        (out / name).unlink(missing_ok=True)
     if len(val.digits.unique()) == 10:  # in a course folder they are unknown
         by_digit = class_means(image_norms, val.digits)
-        more = analyze_shortcut(model, val, logits, scores, classes, source, out)
+        lines += analyze_shortcut(model, val, logits, scores, classes, source, out)
         for layer in (1, len(norms)):
             for_digit = selectivity(by_digit[layer - 1]) > selectivity(norms[layer - 1])
-            more += [f"layer{layer}_filters_more_selective_for_digit {for_digit.sum()} of {len(for_digit)}"]
-        print(*more, sep="\n", flush=True)
-        lines += more
+            lines += [f"layer{layer}_filters_more_selective_for_digit {for_digit.sum()} of {len(for_digit)}"]
+    print(*lines, sep="\n", flush=True)
     write_text(out / "analysis.txt", "\n".join(lines) + "\n")
     draw_mistakes(val, logits, classes, source, out)
     draw_filters(model.conv1.weight.detach().cpu(), source, out)
@@ -399,15 +386,6 @@ def analyze_shortcut(model, val, logits, scores, classes, source, out):
         for (label, digit), count in np.ndenumerate(counts)])
     draw_shortcut(val, predictions, groups, rows, classes, source, out)
     return shortcut_lines(val, predictions, scores, groups, counts, rows, classes)
-
-
-def remove_old(out):
-    """Remove what an earlier analysis left in `out`, so that nothing old stands beside the new."""
-    for pattern in ("filters.png", "filters/filter*.png", "experts*.png", "experts_layer*.csv",
-                    "experts_layer*/filter*.png", "mistakes.png", "shortcut.png", "groups.csv",
-                    "analysis.txt"):
-        for path in out.glob(pattern):
-            path.unlink()
 
 
 def main():

@@ -15,7 +15,6 @@ matched against CIFAR-10 and MNIST. train.py's --match-prob draws the training d
 import argparse
 import hashlib
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,7 +47,7 @@ class Split(NamedTuple):
         return Split(*(tensor.to(device) for tensor in self))
 
     def first(self, n):
-        """The first `n` samples (all, where there are fewer); their order is random already."""
+        """The first `n` samples (all, if `n` is None or there are fewer); their order is random already."""
         return Split(*(tensor[:n] for tensor in self))
 
 
@@ -76,31 +75,25 @@ def load_splits(data_dir, match_prob=None):
     synthetic = (data_dir / "pairs.npz").exists()  # synthetic data bring their own
     with np.load(data_dir / "pairs.npz" if synthetic else REPORT_PAIRS) as file:
         pairs = {name: file[name].astype(np.int64) for name in file}
-    for (_, labels), name in (cifar, "train_cifar"), (mnist, "train_mnist"):
-        if len(labels) <= pairs[name].max():
-            raise UserError(f"{data_dir} has too few training images of {name[6:].upper()}: {len(labels)}")
-    train_digits, test_digits = choose_digits(pairs, cifar[1], cifar_test[1], mnist[1], match_prob)
+    for (_, labels), name in (cifar, "cifar"), (mnist, "mnist"):
+        if len(labels) <= max(pairs[f"train_{name}"].max(), pairs[f"val_{name}"].max()):
+            raise UserError(f"{data_dir} has too few training images of {name.upper()}: {len(labels)}")
+    train_digits = pairs["train_mnist"]
+    if match_prob is not None:
+        draws = np.random.RandomState([0, 1])
+        train_digits = draw_digits(cifar[1][pairs["train_cifar"]], mnist[1], match_prob, draws)
+    test_digits = draw_digits(cifar_test[1], mnist[1], 0.0, np.random.RandomState([0, 3]))
+    known = pairs["test_cifar"] < len(test_digits)  # most of the course's test digits are not
+    test_digits[pairs["test_cifar"][known]] = pairs["test_mnist"][known]
     train = make_composites(cifar, pairs["train_cifar"], mnist, train_digits)
     val = make_composites(cifar, pairs["val_cifar"], mnist, pairs["val_mnist"])
     test = make_composites(cifar_test, np.arange(len(test_digits)), mnist, test_digits)
     return Splits(train, val, test, classes, SYNTHETIC if synthetic else COMPOSITES, sha256(train.images))
 
 
-def choose_digits(pairs, labels, test_labels, digits, match_prob=None):
-    """The MNIST indices of the training and of the test composites, int64 [N]. `pairs` is report_pairs.npz:
-    indices into CIFAR-10 and MNIST. The test digits that it does not know are drawn."""
-    train = pairs["train_mnist"]
-    if match_prob is not None:
-        train = draw_digits(labels[pairs["train_cifar"]], digits, match_prob, np.random.RandomState([0, 1]))
-    test = draw_digits(test_labels, digits, 0.0, np.random.RandomState([0, 3]))
-    here = pairs["test_cifar"] < len(test)
-    test[pairs["test_cifar"][here]] = pairs["test_mnist"][here]
-    return train, test
-
-
 def draw_digits(labels, digits, match_prob, draws):
     """An MNIST index for each label, drawn as the course did it: an image of the label's digit with
-    probability `match_prob`, else of a uniformly drawn digit."""
+    probability `match_prob`, else of a uniformly drawn digit. `draws` is a numpy RandomState."""
     match = draws.random_sample(len(labels)) < match_prob
     wanted = np.where(match, labels, draws.randint(0, 10, len(labels)))
     chosen = np.empty(len(labels), np.int64)
@@ -132,11 +125,8 @@ def resize(images, size):
     radius = int(4 * sigma + 0.5)
     taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
     taps /= taps.sum()
-    blur = torch.zeros(n, n, dtype=torch.float64)  # blur @ column: the blurred column
-    for i in range(n):
-        for offset, tap in zip(range(-radius, radius + 1), taps):
-            j = abs(i + offset)                  # mirrored about the first pixel ...
-            blur[i, min(j, 2 * (n - 1) - j)] += tap  # ... and about the last
+    padded = np.pad(np.eye(n), ((radius, radius), (0, 0)), mode="reflect")  # mirrored about the border pixels
+    blur = torch.from_numpy(sum(tap * padded[k:k + n] for k, tap in enumerate(taps)))  # blur @ column
     sample = torch.zeros(size, n, dtype=torch.float64)  # sample @ column: the column at `size` places
     for i in range(size):
         place = (i + 0.5) * n / size - 0.5
@@ -238,26 +228,20 @@ def course_folder(data_dir):
 
 
 def load_course_folder(folder):
-    """The course's layout, {train,val}/<class>/*.png; classes in the order of their names, digits -1."""
-    splits, classes = [], ()
+    """The course's layout, {train,val}/{0..9}/*.png, in random order; the digits are unknown, -1."""
+    splits = []
     for name in ("train", "val"):
-        paths = [path for c in sorted((folder / name).glob("[!.]*")) for path in image_files(c)]
-        found = tuple(sorted({path.parent.name for path in paths}))
-        classes = classes or found
-        if len(found) != 10 or found != classes:
-            raise UserError(f"{folder / name} has images in {len(found)} folders ({', '.join(found)}), "
-                            f"expected ten, the same in train and val; in {folder} there is "
-                            f"{', '.join(sorted(path.name for path in folder.glob('[!.]*')))}")
-        labels = torch.tensor([classes.index(path.parent.name) for path in paths])
-        images = read_images(paths)
-        order = torch.from_numpy(np.random.RandomState(0).permutation(len(paths)))  # as Split.first expects
+        of_class = [image_files(folder / name / str(label)) for label in range(10)]
+        if not all(of_class):
+            raise UserError(f"{folder / name} has no images of class {of_class.index([])}. {LAYOUTS}")
+        images = read_images(sum(of_class, []))
+        labels = torch.arange(10).repeat_interleave(torch.tensor([len(paths) for paths in of_class]))
+        order = torch.from_numpy(np.random.RandomState(0).permutation(len(labels)))
         splits.append(Split(images[order], labels[order], torch.full_like(labels, -1)))
     train, val = splits
     if train.images.shape[1:] != val.images.shape[1:]:
         raise UserError(f"{folder}: train and val images differ in size")
-    if classes == tuple("0123456789"):
-        classes = CLASSES
-    return Splits(train, val, None, classes, f"images of {folder.resolve().name}", sha256(train.images))
+    return Splits(train, val, None, CLASSES, f"images of {folder.resolve().name}", sha256(train.images))
 
 
 def image_files(folder):
@@ -272,163 +256,113 @@ def read_images(paths):
     images = []
     for path in paths:
         try:
-            image = torch.from_numpy(np.array(default_loader(str(path)))).permute(2, 0, 1)
+            images.append(torch.from_numpy(np.array(default_loader(str(path)))).permute(2, 0, 1))
         except Exception as error:  # PIL raises many kinds
             raise UserError(f"{path} cannot be read as an image ({type(error).__name__})") from None
-        images.append(image)
-        (_, height, width), (_, first_height, first_width) = image.shape, images[0].shape
-        if image.shape != images[0].shape or min(height, width) < 8:
+        (_, height, width), (_, first_height, first_width) = images[-1].shape, images[0].shape
+        if (height, width) != (first_height, first_width) or min(height, width) < 8:
             raise UserError(f"{path} is {width}x{height} pixels, expected {first_width}x{first_height} (as "
                             "the first image) and at least 8x8")
     return torch.stack(images)
 
 
 # ---------------------------------------------------------------- augmentations
-# Batched twins of torchvision.transforms.v2: they run on the device of the data and draw for each image on
-# its own, where torchvision draws once a batch. Each takes and returns float [N,C,H,W].
-@dataclass
-class ShuffleDigits:
-    """Exchanges digits within the batch: each image is chosen with probability `p`, and each chosen one gets
-    the corner of another chosen one. This breaks the shortcut and needs no digit labels. Before the flip;
-    uint8 or float [N,3,40,40]."""
-    p: float
-
-    def __call__(self, x):
-        chosen = (torch.rand(len(x), device=x.device) < self.p).nonzero()[:, 0]
-        chosen = chosen[torch.randperm(len(chosen), device=x.device)]
+def augment(x, flip=0.0, rotate=0.0, noise=0.0, erase=0.0, erase_scale=(0.02, 0.05), shuffle_digits=0.0,
+            shift=0, flip_picture=0.0):
+    """Images, uint8 [N,3,H,W], to normalized float32 for the network, through the augmentations that are not
+    0, in the report's order. Evaluation has none. Channels last in memory, in which convolutions are fast."""
+    if shuffle_digits:
+        x = exchange_digits(x, shuffle_digits)
+    if shift:
+        x = shift_picture(x, shift)
+    if flip_picture:
         x = x.clone()
-        digits = x[DIGIT]  # a view
-        digits[chosen] = digits[chosen.roll(1)]
-        return x
-
-
-@dataclass
-class ShiftPicture:
-    """Moves the picture of each composite, not its digit, by up to `n` pixels up, down, left and right; the
-    pixels at its border are repeated. Before the flip; [N,C,40,40] of any type."""
-    n: int
-
-    def __call__(self, x):
-        down, right = torch.randint(-self.n, self.n + 1, (2, len(x), 1), device=x.device)
-        place = torch.arange(24, device=x.device)
-        rows, columns = (place - down).clamp(0, 23), (place - right).clamp(0, 23)
-        each = torch.arange(len(x), device=x.device)[:, None, None]
-        x = x.clone()
-        x[PICTURE] = x[each, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-        return x
-
-
-@dataclass
-class RandomHorizontalFlip:
-    """Mirrors each image, digit included, with probability `p`. Takes uint8 too."""
-    p: float
-
-    def __call__(self, x):
-        chosen = torch.rand(len(x), 1, 1, 1, device=x.device) < self.p
-        return torch.where(chosen, x.flip(3), x)
-
-
-class FlipPicture(RandomHorizontalFlip):
-    """Mirrors the picture of each composite in its place, not its digit, with probability `p`."""
-
-    def __call__(self, x):
-        x = x.clone()
-        x[PICTURE] = super().__call__(x[PICTURE])
-        return x
-
-
-@dataclass
-class RandomRotation:
-    """Turns each image about its centre by up to `degrees` each way; nearest pixel, 0 from outside."""
-    degrees: float
-
-    def __call__(self, x):
-        angle = (torch.rand(len(x), device=x.device) * 2 - 1) * math.radians(self.degrees)
-        cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-        h, w = x.shape[2:]
-        # affine_grid works in [-1, 1] on each axis: h/w and w/h keep angles where the image is no square
-        matrix = torch.stack([torch.stack([cos, -sin * h / w, zero], 1),
-                              torch.stack([sin * w / h, cos, zero], 1)], 1)
-        grid = F.affine_grid(matrix, x.shape, align_corners=False)
-        return F.grid_sample(x, grid, mode="nearest", padding_mode="zeros", align_corners=False)
-
-
-class Normalize:
-    """(x - mean) / std for each channel, with the handout's numbers."""
-
-    def __call__(self, x):
-        mean, std = (x.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))
-        return (x - mean) / std
-
-
-@dataclass
-class GaussianNoise:
-    """Adds noise of standard deviation `sigma` to each value, after Normalize; the sum is not clipped."""
-    sigma: float
-
-    def __call__(self, x):
-        return x + self.sigma * torch.randn_like(x)
-
-
-@dataclass
-class RandomErasing:
-    """Fills a rectangle of each image with 0, with probability `p`, after Normalize (Zhong et al. 2020).
-
-    Its area is uniform in `scale` (a share of the image), its aspect ratio log-uniform in [0.3, 3.3], its
-    place uniform. As in torchvision, one that does not fit is drawn again, up to ten times."""
-    p: float
-    scale: tuple
-
-    def __call__(self, x):
-        n, _, H, W = x.shape
-        area_draw, ratio_draw = torch.rand(2, 10, n, device=x.device)  # ten tries for each image
-        chance, top_draw, left_draw = torch.rand(3, n, device=x.device)
-
-        area = H * W * (self.scale[0] + (self.scale[1] - self.scale[0]) * area_draw)
-        low, high = math.log(0.3), math.log(3.3)
-        ratio = torch.exp(low + (high - low) * ratio_draw)
-        h, w = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
-        fits = (h < H) & (w < W)
-        first = fits.int().argmax(0, keepdim=True)
-        h, w, fits = (tensor.gather(0, first)[0] for tensor in (h, w, fits))
-        erase = fits & (chance < self.p)
-
-        top, left = (top_draw * (H - h + 1)).floor(), (left_draw * (W - w + 1)).floor()
-        rows, columns = torch.arange(H, device=x.device), torch.arange(W, device=x.device)
-        in_rows = (rows >= top[:, None]) & (rows < (top + h)[:, None]) & erase[:, None]
-        in_columns = (columns >= left[:, None]) & (columns < (left + w)[:, None])
-        return x.masked_fill((in_rows[:, :, None] & in_columns[:, None, :])[:, None], 0)
-
-
-def to_float(x):
-    """uint8 in [0, 255] to float32 in [0, 1]."""
-    return x.to(torch.float32).div_(255)
-
-
-NO_AUGMENT = [to_float, Normalize()]  # for evaluation
-
-
-def augmentation(flip=0.0, rotate=0.0, noise=0.0, erase=0.0, erase_scale=(0.02, 0.05), shuffle_digits=0.0,
-                 shift=0, flip_picture=0.0):
-    """The training pipeline from uint8 [N,3,H,W] to normalized float32: a list of functions, in the report's
-    order. Evaluation does not see it."""
-    transforms = [ShuffleDigits(shuffle_digits)] if shuffle_digits else []
-    transforms += [ShiftPicture(shift)] if shift else []
-    transforms += [FlipPicture(flip_picture)] if flip_picture else []
-    transforms += [RandomHorizontalFlip(flip)] if flip else []
-    transforms += [to_float]
-    transforms += [RandomRotation(rotate)] if rotate else []
-    transforms += [Normalize()]
-    transforms += [GaussianNoise(noise)] if noise else []
-    transforms += [RandomErasing(erase, erase_scale)] if erase else []
-    return transforms
-
-
-def apply(transforms, x):
-    """The batch x passed through `transforms`; channels last in memory, which convolutions are fast in."""
-    for transform in transforms:
-        x = transform(x)
+        x[PICTURE] = horizontal_flip(x[PICTURE], flip_picture)
+    if flip:
+        x = horizontal_flip(x, flip)
+    x = x.to(torch.float32).div_(255)
+    if rotate:
+        x = rotation(x, rotate)
+    mean, std = (x.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    x = (x - mean) / std
+    if noise:
+        x = gaussian_noise(x, noise)
+    if erase:
+        x = random_erasing(x, erase, erase_scale)
     return x.contiguous(memory_format=torch.channels_last)
+
+
+# Batched twins of torchvision.transforms.v2: they run on the device of the data and draw for each image on
+# its own, where torchvision draws once a batch.
+def exchange_digits(x, p):
+    """Exchanges digits within [N,3,40,40]: each image is chosen with probability `p`, and each chosen one
+    gets the corner of another chosen one. This breaks the shortcut and needs no digit labels."""
+    chosen = (torch.rand(len(x), device=x.device) < p).nonzero()[:, 0]
+    chosen = chosen[torch.randperm(len(chosen), device=x.device)]
+    x = x.clone()
+    digits = x[DIGIT]  # a view
+    digits[chosen] = digits[chosen.roll(1)]
+    return x
+
+
+def shift_picture(x, n):
+    """Moves the picture of each composite, [N,C,40,40], but not its digit, by up to `n` pixels up, down, left
+    and right; the pixels at its border are repeated."""
+    down, right = torch.randint(-n, n + 1, (2, len(x), 1), device=x.device)
+    place = torch.arange(24, device=x.device)
+    rows, columns = (place - down).clamp(0, 23), (place - right).clamp(0, 23)
+    each = torch.arange(len(x), device=x.device)[:, None, None]
+    x = x.clone()
+    x[PICTURE] = x[each, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return x
+
+
+def horizontal_flip(x, p):
+    """Mirrors each image of [N,C,H,W] with probability `p`."""
+    chosen = torch.rand(len(x), 1, 1, 1, device=x.device) < p
+    return torch.where(chosen, x.flip(3), x)
+
+
+def rotation(x, degrees):
+    """Turns each image, float [N,C,H,W], about its centre by up to `degrees` each way; nearest pixel, 0 from
+    outside."""
+    angle = (torch.rand(len(x), device=x.device) * 2 - 1) * math.radians(degrees)
+    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    h, w = x.shape[2:]
+    # affine_grid works in [-1, 1] on each axis: h/w and w/h keep angles where the image is no square
+    matrix = torch.stack([torch.stack([cos, -sin * h / w, zero], 1),
+                          torch.stack([sin * w / h, cos, zero], 1)], 1)
+    grid = F.affine_grid(matrix, x.shape, align_corners=False)
+    return F.grid_sample(x, grid, mode="nearest", padding_mode="zeros", align_corners=False)
+
+
+def gaussian_noise(x, sigma):
+    """Adds noise of standard deviation `sigma` to each value, after normalizing; the sum is not clipped."""
+    return x + sigma * torch.randn_like(x)
+
+
+def random_erasing(x, p, scale):
+    """Fills a rectangle of each image of [N,C,H,W] with 0, with probability `p`, after normalizing (Zhong et
+    al. 2020). Its area is uniform in `scale` (shares of the image), its aspect ratio log-uniform in
+    [0.3, 3.3], its place uniform. As in torchvision, one that does not fit is drawn again, up to 10 times."""
+    n, _, H, W = x.shape
+    area_draw, ratio_draw = torch.rand(2, 10, n, device=x.device)  # ten tries for each image
+    chance, top_draw, left_draw = torch.rand(3, n, device=x.device)
+
+    area = H * W * (scale[0] + (scale[1] - scale[0]) * area_draw)
+    low, high = math.log(0.3), math.log(3.3)
+    ratio = torch.exp(low + (high - low) * ratio_draw)
+    h, w = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
+    fits = (h < H) & (w < W)
+    first = fits.int().argmax(0, keepdim=True)
+    h, w, fits = (tensor.gather(0, first)[0] for tensor in (h, w, fits))
+    erase = fits & (chance < p)
+
+    top, left = (top_draw * (H - h + 1)).floor(), (left_draw * (W - w + 1)).floor()
+    rows, columns = torch.arange(H, device=x.device), torch.arange(W, device=x.device)
+    in_rows = (rows >= top[:, None]) & (rows < (top + h)[:, None]) & erase[:, None]
+    in_columns = (columns >= left[:, None]) & (columns < (left + w)[:, None])
+    return x.masked_fill((in_rows[:, :, None] & in_columns[:, None, :])[:, None], 0)
 
 
 # ---------------------------------------------------------------- the check and its sheet

@@ -11,15 +11,17 @@ at the end best.csv (best.pt's accuracies) and curves.png.
 import argparse
 import json
 import math
+import os
 import shlex
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-from data import NO_AUGMENT, apply, augmentation, load_splits
+from data import augment, load_splits
 from model import CNN
 from schedules import EVERY_BATCH, OPTIMIZERS, SCHEDULES, learning_rate, make_optimizer, set_learning_rate
 from utils import (Recorded, UserError, add_data_dir, device_name, load_checkpoint, load_weights, number,
@@ -39,7 +41,7 @@ def train(args):
     settings = {**result_flags(args), "fingerprint": splits.fingerprint}
     state = resume_state(out, settings, args.resume, device)
     train_set, val_set = splits.train.first(args.limit).to(device), splits.val.to(device)
-    augment = augmentation_of(args, train_set)
+    transform = augmentation_of(args, train_set)
 
     torch.backends.cudnn.deterministic = not args.compile
     torch.backends.cudnn.benchmark = args.compile  # try each convolution's algorithms, and keep the fastest
@@ -55,39 +57,39 @@ def train(args):
         log, steps, best = state["log"], state["steps"], state["best_val_acc"]
     write_args(out, args, settings, splits, device, resumed=bool(state))
 
-    recorded, progress = Recorded(), Progress(out, args.epochs, len(train_set.labels), len(log))
+    recorded, live = Recorded(), sys.stderr.isatty()
     for epoch in range(len(log) + 1, args.epochs + 1):
         # Every draw of an epoch follows from (seed, epoch), so a resumed run needs no generator states.
         torch.manual_seed(args.seed * 1_000_000 + epoch)
         start = time.perf_counter()
-        losses = train_epoch(net, optimizer, train_set, augment, args, epoch, recorded, progress).cpu()
+        losses = train_epoch(net, optimizer, train_set, transform, args, epoch, recorded, live).cpu()
         train_seconds = time.perf_counter() - start
         steps += step_rows(losses, epoch)
-        train_metrics = evaluate(model, train_set.first(TRAIN_EVAL), augment, args.amp)
-        val_metrics = evaluate(model, val_set, NO_AUGMENT, args.amp)
-        log.append({
-            "epoch": epoch, "step": steps[-1]["step"], "lr": rate(args, epoch - 1),
-            "train_loss": losses.mean().item(), "train_acc": train_metrics["acc"],
-            "val_loss": val_metrics["loss"], "val_acc": val_metrics["acc"],
-            "val_acc_agree": val_metrics["acc_agree"], "val_acc_conflict": val_metrics["acc_conflict"],
-            "val_follows_digit": val_metrics["follows_digit"],
-            "seconds": time.perf_counter() - start, "images_per_s": len(train_set.labels) / train_seconds})
+        train_acc = evaluate(model, train_set.first(TRAIN_EVAL), transform, args.amp)["acc"]
+        val = {f"val_{key}": value for key, value in evaluate(model, val_set, amp=args.amp).items()}
+        row = {"epoch": epoch, "step": steps[-1]["step"], "lr": rate(args, epoch - 1),
+               "train_loss": losses.mean().item(), "train_acc": train_acc, **val,
+               "seconds": time.perf_counter() - start, "images_per_s": len(train_set.labels) / train_seconds}
+        log.append(row)
 
         checkpoint = {"model": model.state_dict(), "args": settings, "epoch": epoch,
-                      "classes": list(splits.classes), "val_acc": val_metrics["acc"]}
-        if val_metrics["acc"] > best:
-            best = val_metrics["acc"]
+                      "classes": list(splits.classes), "val_acc": val["val_acc"]}
+        if val["val_acc"] > best:
+            best = val["val_acc"]
             save_checkpoint(out / "best.pt", checkpoint)
         write_csv(out / "steps.csv", steps)
         write_csv(out / "log.csv", log)
         save_checkpoint(out / "last.pt", {**checkpoint, "optimizer": optimizer.state_dict(), "log": log,
                                           "steps": steps, "best_val_acc": best})
-        progress.epoch_line(log[-1])
+        print(f"{out}: epoch {epoch}/{args.epochs}  lr {row['lr']:.2e}  train_loss {row['train_loss']:.4f}  "
+              f"train_acc {train_acc:.2f}  val_loss {val['val_loss']:.4f}  val_acc {val['val_acc']:.2f}  "
+              f"{row['seconds']:.1f} s  {row['images_per_s']:.0f} images/s", flush=True)
     finish(out, args, splits, log, steps, device)
 
 
-def train_epoch(model, optimizer, split, augment, args, epoch, recorded, progress=None):
-    """One pass over `split` in random order. Returns the loss of each batch, float [ceil(N/bs)]."""
+def train_epoch(model, optimizer, split, transform, args, epoch, recorded, live=False):
+    """One pass over `split` in random order, through `transform`. Returns the loss of each batch, float
+    [ceil(N/bs)]. With `live` a line on the terminal is written over and over."""
     def step(images, labels):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=args.amp):
             logits = model(images)
@@ -102,14 +104,17 @@ def train_epoch(model, optimizer, split, augment, args, epoch, recorded, progres
     losses = torch.zeros(math.ceil(len(order) / args.bs), device=order.device)
     i = 0
     for part in order.split(args.bs * max(1, AUGMENT_CHUNK // args.bs)):
-        images, labels = apply(augment, split.images[part]), split.labels[part]
+        images, labels = transform(split.images[part]), split.labels[part]
         for batch in zip(images.split(args.bs), labels.split(args.bs)):
             passed = epoch - 1 + (i / len(losses) if args.schedule in EVERY_BATCH else 0)
             set_learning_rate(optimizer, rate(args, passed))
             losses[i] = recorded(step, *batch)  # step(*batch); a GPU replays a recording of it
             i += 1
-            if progress:
-                progress.show(epoch, i, losses)
+            if live and i % 50 == 0:
+                print(f"\r\033[Kepoch {epoch}/{args.epochs}  step {i}/{len(losses)}  "
+                      f"loss {losses[i - 1]:.3f}", end="", file=sys.stderr, flush=True)
+    if live:
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
     return losses
 
 
@@ -132,29 +137,30 @@ def rate(args, passed):
 
 
 def augmentation_of(args, split):
-    """The training pipeline of the flags; exits with 2 where it needs composites and `split` has others."""
+    """data.augment with the settings of the flags; exits with 2 where they need composites and `split` has
+    other images."""
     if (args.shuffle_digits or args.shift or args.flip_picture) and split.images.shape[2:] != (40, 40):
         usage_error("--shuffle-digits, --shift and --flip-picture need 40x40 composites")
-    return augmentation(flip=args.flip, rotate=args.rotate, noise=args.noise, erase=args.erase,
-                        erase_scale=args.erase_scale, shuffle_digits=args.shuffle_digits, shift=args.shift,
-                        flip_picture=args.flip_picture)
+    return partial(augment, flip=args.flip, rotate=args.rotate, noise=args.noise, erase=args.erase,
+                   erase_scale=args.erase_scale, shuffle_digits=args.shuffle_digits, shift=args.shift,
+                   flip_picture=args.flip_picture)
 
 
 # ---------------------------------------------------------------- evaluation
 @torch.inference_mode()
-def predict(model, images, transforms, amp=False):
-    """Logits, float [N,10], of uint8 images [N,3,H,W] passed through `transforms`, in evaluation mode."""
+def predict(model, images, transform=augment, amp=False):
+    """Logits, float [N,10], of uint8 images [N,3,H,W] passed through `transform`, in evaluation mode."""
     model.eval()
     logits = []
     for part in images.split(EVAL_BATCH * 10 if images.is_cuda else EVAL_BATCH):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
-            logits.append(model(apply(transforms, part)).float())
+            logits.append(model(transform(part)).float())
     return torch.cat(logits)
 
 
-def evaluate(model, split, transforms, amp=False):
-    """Loss and accuracies (see score) of `model` in evaluation mode on `split` through `transforms`."""
-    return score(predict(model, split.images, transforms, amp), split)
+def evaluate(model, split, transform=augment, amp=False):
+    """Loss and accuracies (see score) of `model` in evaluation mode on `split` through `transform`."""
+    return score(predict(model, split.images, transform, amp), split)
 
 
 def score(logits, split):
@@ -200,6 +206,8 @@ def resume_state(out, settings, resume, device):
         sys.exit(0)
     if not resume:
         usage_error(f"{out} holds {len(log)} epochs of {settings['epochs']}: --resume goes on; {again}")
+    if len(log) == 1 and not (out / "last.pt").exists():
+        return None  # it was stopped between the two files of its first epoch
     state = load_checkpoint(out / "last.pt", device) if (out / "last.pt").exists() else {}
     if "optimizer" not in state:
         raise UserError(f"{out / 'last.pt'} is missing or not train.py's, so this run cannot go on; {again}")
@@ -233,7 +241,7 @@ def finish(out, args, splits, log, steps, device):
             "test_images": 0}
     if splits.test:
         best["test_images"] = len(splits.test.labels)
-        best["test_acc"] = evaluate(model, splits.test.to(device), NO_AUGMENT, args.amp)["acc"]
+        best["test_acc"] = evaluate(model, splits.test.to(device), amp=args.amp)["acc"]
     write_csv(out / "best.csv", [best])
     print(f"{out}: best epoch {best['epoch']}, val_acc {best['val_acc']:.2f}, "
           f"test_acc {best['test_acc']:.2f} ({best['test_images']} images)")
@@ -263,36 +271,6 @@ def draw_curves(log, steps, title, path):
         axis.grid(alpha=0.3)
         axis.legend()
     save_figure(figure, path)
-
-
-class Progress:
-    """On a terminal one line that is written over and over; elsewhere one plain line per epoch."""
-
-    def __init__(self, out, epochs, images, epochs_done):
-        self.out, self.epochs, self.images, self.epochs_done = out, epochs, images, epochs_done
-        self.start = self.shown = time.perf_counter()
-        self.live = sys.stderr.isatty()
-
-    def show(self, epoch, step, losses):
-        now = time.perf_counter()
-        if not self.live or now - self.shown < 0.5:
-            return
-        self.shown = now
-        loss = losses[step - 1].item()  # waits for the device, twice a second at most
-        done = epoch - 1 + step / len(losses)
-        speed = (done - self.epochs_done) / (now - self.start)  # epochs per second
-        left = int((self.epochs - done) / speed)
-        print(f"\r\033[Kepoch {epoch}/{self.epochs}  step {step}/{len(losses)}  loss {loss:.3f}  "
-              f"{speed * self.images:.0f} images/s  {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left",
-              end="", file=sys.stderr, flush=True)
-
-    def epoch_line(self, row):
-        if self.live:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
-        print(f"{self.out}: epoch {row['epoch']}/{self.epochs}  lr {row['lr']:.2e}  "
-              f"train_loss {row['train_loss']:.4f}  train_acc {row['train_acc']:.2f}  "
-              f"val_loss {row['val_loss']:.4f}  val_acc {row['val_acc']:.2f}  "
-              f"{row['seconds']:.1f} s  {row['images_per_s']:.0f} images/s", flush=True)
 
 
 # ---------------------------------------------------------------- command line
@@ -355,7 +333,7 @@ def parse_args(argv=None):
     group = parser.add_argument_group("files and machine")
     flag("--seed", type=number(int, 0, 10**9), default=0,
          help="seed of weights, order, augmentation and dropout")
-    flag("--out", metavar="DIR", default="results/run", help="folder of the results")
+    flag("--out", metavar="DIR", type=os.path.expanduser, default="results/run", help="folder of the results")
     flag("--resume", action="store_true", help="go on from last.pt in --out (an empty --out: start)")
     flag("--device", default="auto", help="auto (cuda, mps or cpu), or a torch device")
     flag("--amp", action="store_true",
@@ -377,8 +355,8 @@ def parse_args(argv=None):
 def main():
     args = parse_args()
     try:
-        with sole_owner(Path(args.out)):
-            train(args)
+        sole_owner(Path(args.out))
+        train(args)
     except KeyboardInterrupt:
         words = [word for word in sys.argv if word != "--resume"]
         print("\ninterrupted. This goes on after the last finished epoch: "

@@ -12,11 +12,6 @@ import sys
 
 import torch
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
 # Weight decay drives the weights of a dead filter below 1e-38. A CPU is many times slower with such numbers,
 # so they count as 0. This is set here, before torch starts its threads.
 torch.set_flush_denormal(True)
@@ -72,7 +67,7 @@ def number(kind, low, high=math.inf, open_low=False):
 def add_data_dir(parser):
     """The flag --data-dir, which every script has."""
     parser.add_argument("--data-dir", metavar="DIR", type=os.path.expanduser,
-                        default=os.environ.get("DATA_DIR", "data"),
+                        default=os.environ.get("DATA_DIR") or "data",
                         help="folder of the data, see README.md; $DATA_DIR sets the default "
                              "(default: %(default)s)")
 
@@ -116,26 +111,17 @@ def atomic(path):
             os.remove(temporary)
 
 
-@contextlib.contextmanager
 def sole_owner(folder):
-    """Hold `folder` (a Path, made if missing) for this process; exits with 2 while another process holds it.
-    The system releases it when the process ends, however it ends."""
+    """Hold `folder` (a Path, made if missing) until this process ends, however it ends; exits with 2 while
+    another process holds it."""
     folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY) if fcntl else None
     try:
-        if fcntl:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        import fcntl
+        fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         usage_error(f"another process is training into {folder}: wait for it, or choose another --out")
-    except OSError:
-        pass  # a file system without locks
-    try:
-        yield
-    finally:
-        if fcntl:
-            os.close(handle)
-        with contextlib.suppress(OSError):
-            folder.rmdir()  # where nothing was written
+    except (ImportError, OSError):
+        pass  # Windows, or a file system without locks
 
 
 def write_text(path, text):

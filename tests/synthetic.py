@@ -80,7 +80,7 @@ def write_synthetic(folder, train=3000, test=500, seed=0):
     order = order[~np.isin(order, val)]
     pairs = {"train_cifar": order, "train_mnist": draw_digits(labels[order], digits, 0.6, rng),
              "val_cifar": val, "val_mnist": draw_digits(labels[val], digits, 0.0, rng),
-             "test_cifar": [], "test_mnist": []}
+             "test_cifar": [1, 4, 60_000], "test_mnist": [7, 3, 5]}  # of two the digit is known
     with atomic(folder / "pairs.npz") as temporary, open(temporary, "wb") as file:
         np.savez(file, **{name: np.array(indices, np.uint16) for name, indices in pairs.items()})
     write("cifar-10-batches-bin/batches.meta.txt", "\n".join(CLASSES).encode())
