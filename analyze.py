@@ -99,9 +99,10 @@ def draw_filters(weight, source, out):
     """The first layer's weights, float [filters,3,k,k]: an image of each kernel; all of them side by side, as
     in the report's figure 7."""
     plt = pyplot()
-    figure, axes = plt.subplots(3, len(weight), figsize=(0.8 * len(weight), 3.4), layout="constrained",
+    figure, axes = plt.subplots(3, len(weight), figsize=(0.8 * len(weight), 3.1), layout="constrained",
                                 squeeze=False)
-    figure.suptitle(f"First-layer kernels, a column a filter, each stretched to black and white ({source})")
+    figure.suptitle("First-layer kernels: a column for each filter, each kernel stretched to black and white "
+                    f"({source})")
     for (channel, i), axis in np.ndenumerate(axes):
         kernel = rescale(weight[i, channel]).numpy()
         with atomic(out / "filters" / f"filter{i + 1:02}_channel{channel + 1}.png") as temporary:
