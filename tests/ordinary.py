@@ -3,8 +3,9 @@
     python tests/ordinary.py        about an hour on 2 cores
 
 It is written as such loops usually are (ImageFolder, torchvision's transforms, DataLoader, torch's modules,
-Adam, CosineAnnealingLR), without what makes train.py fast, but for utils.py's memory settings. The images are data.py's, written as
-PNG files, which lose nothing. Writes to --out: args.json, log.csv (a row per epoch); at the end best.csv.
+Adam, CosineAnnealingLR), without what makes train.py fast, but for utils.py's memory settings. The images
+are data.py's, written as PNG files, which lose nothing. Writes to --out: args.json, log.csv (a row per
+epoch); at the end best.csv.
 """
 import argparse
 import json
