@@ -342,7 +342,9 @@ def test_a_course_folder_trains(tmp_path):
 
 def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     out = tmp_path / "my results"
-    monkeypatch.setattr(train, "train", lambda args: signal.raise_signal(signal.SIGINT))
+    def interrupted(args):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(train, "train", interrupted)
     monkeypatch.setattr(sys, "argv", ["train.py", "--lr", "0.01", "--resume", "--out", str(out)])
     with pytest.raises(SystemExit, match="130"):
         train.main()
