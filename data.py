@@ -337,14 +337,16 @@ def rotation(x, degrees):
 
 
 def gaussian_noise(x, sigma):
-    """Adds noise of standard deviation `sigma` to each value, after normalizing; the sum is not clipped."""
+    """GaussianNoise (report, section 1.2): adds noise of standard deviation `sigma` to each value, after
+    normalizing; the sum is not clipped."""
     return x + sigma * torch.randn_like(x)
 
 
 def random_erasing(x, p, scale):
-    """Fills a rectangle of each image of [N,C,H,W] with 0, with probability `p`, after normalizing (Zhong et
-    al. 2020). Its area is uniform in `scale` (shares of the image), its aspect ratio log-uniform in
-    [0.3, 3.3], its place uniform. As in torchvision, one that does not fit is drawn again, up to 10 times."""
+    """RandomErasing (section 1.2; Zhong et al. 2020): fills a rectangle of each image of [N,C,H,W] with 0,
+    with probability `p`, after normalizing. Its area is uniform in `scale` (shares of the image), its aspect
+    ratio log-uniform in [0.3, 3.3], its place uniform. As in torchvision, one that does not fit is drawn
+    again, up to ten times."""
     n, _, H, W = x.shape
     area_draw, ratio_draw = torch.rand(2, 10, n, device=x.device)  # ten tries for each image
     chance, top_draw, left_draw = torch.rand(3, n, device=x.device)
