@@ -189,7 +189,7 @@ def result_flags(args):
 
 def resume_state(out, settings, resume, device):
     """Look at what `out` holds. Returns last.pt to go on from, or None for a fresh start. Exits with 0 where
-    the run is finished, with 2 where it is another run or lacks --resume. UserError where last.pt is bad."""
+    the run is finished, with 2 where it is another run or --resume was not given. UserError: bad last.pt."""
     if not ((out / "log.csv").exists() or (out / "last.pt").exists()):
         return None
     stored, log = read_run(out)

@@ -176,7 +176,7 @@ def beside_report(results):
         off = value - row["val_acc"]
         rows.append([f"{row['section']:g}", run if run == recipe else f"{run} (our {recipe})", in_report(row),
                      text, f"{off:+.2f}".replace("+nan", ""), verdict(off, error, results.spread(recipe)),
-                     row["train_acc"], results.mean(recipe, "train_acc")])
+                     f"≈{row['train_acc']:.2f}".replace("≈nan", ""), results.mean(recipe, "train_acc")])
     return table("section, run, report's val_acc, our val_acc, difference, beyond chance?, "
                  "report's train_acc, our train_acc", rows)
 
@@ -324,6 +324,7 @@ def main():
         every_recipe(results),
         draw_overview(results),
         draw_shortcut(results),
+        "The machines did other work too, often another run.",
         machines(results),
         "## Claims",
         "First the report's claims; then, for each part of `best`, whether 12 epochs without it are worse."
