@@ -97,7 +97,7 @@ class Results:
 
     def spread(self, recipe):
         """The standard deviation of one run (NaN if not known), pooled over the recipes of its kind that have
-        several seeds. Dropout after every block varies more than the rest, our own recipes less."""
+        several seeds. The kinds: dropout after every block, our own recipes, all others."""
         def kind(name):
             return name.startswith("dropout_all"), "--amp" in self.flags[name]
         groups = [self.values(name) for name in self.runs if kind(name) == kind(recipe)]
