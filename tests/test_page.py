@@ -120,6 +120,11 @@ def test_verdicts_follow_from_two_standard_errors(folder):
     assert claim("a smaller lr_min") == "does not hold"     # 2.9 apart
     add_run(folder, "lr_1e-4", [52.5])                      # between 50 and 55, by more than 2
     assert claim("lr 1e-4 ends above 50") == claim("lr 1e-4 ends slightly above 50") == "holds"
+    for acc, above, below in ((47.9, "does not hold", "holds"), (49.0, "within noise", "holds"),
+                              (51.9, "within noise", "holds"), (53.1, "holds", "within noise"),
+                              (57.1, "holds", "does not hold")):
+        add_run(folder, "lr_1e-4", [acc])
+        assert (claim("lr 1e-4 ends above"), claim("lr 1e-4 ends slightly")) == (above, below)
     add_run(folder, "wd_5e-3", [72.1])
     assert claim("none of three weight decays gets 70 %") == "does not hold"
 

@@ -6,7 +6,7 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, OneCycleLR, SequentialLR, StepLR
 
 import schedules
-from schedules import Muon, learning_rate, make_optimizer, orthogonal, set_learning_rate
+from schedules import SCHEDULES, Muon, learning_rate, make_optimizer, orthogonal, set_learning_rate
 
 
 # ---------------------------------------------------------------- schedules
@@ -50,6 +50,10 @@ def test_warmup_cosine_is_torchs_linear_then_cosine(epochs, warmup):
     assert ours("warmup_cosine", epochs, lr_min=1e-5, warmup_epochs=warmup) == pytest.approx(expected)
 
 
+def test_no_warmup_leaves_the_cosine():
+    assert ours("warmup_cosine", 20, warmup_epochs=0) == ours("cosine", 20)
+
+
 @pytest.mark.parametrize("epochs, batches", [(5, 40), (60, 10)])
 def test_onecycle_is_torchs_to_within_a_batch(epochs, batches):
     """torch reaches the top and the end with the last batch before them, learning_rate right after it."""
@@ -64,6 +68,17 @@ def test_onecycle_is_torchs_to_within_a_batch(epochs, batches):
     assert learning_rate("onecycle", 0, epochs, 1e-3, 1e-5) == pytest.approx(1e-4)
     assert learning_rate("onecycle", epochs / 4, epochs, 1e-3, 1e-5) == pytest.approx(1e-3)
     assert learning_rate("onecycle", epochs, epochs, 1e-3, 1e-5) == pytest.approx(1e-5)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_schedule_stays_between_zero_and_the_highest_rate(schedule):
+    rates = ours(schedule, 60)
+    assert all(0 < rate <= 1e-3 * (1 + 1e-9) for rate in rates) and max(rates) == pytest.approx(1e-3)
+
+
+def test_an_unknown_schedule_is_told_the_known_ones():
+    with pytest.raises(ValueError, match="warmup_cosine"):
+        learning_rate("none such", 0, 10, 1e-3)
 
 
 # ---------------------------------------------------------------- optimizers

@@ -296,6 +296,11 @@ def test_another_run_is_refused(whole, data_dir, capsys, flags, named):
         assert "another run" in error and named in error and error.count("\n") == 1
 
 
+def test_a_run_does_not_go_on_with_other_images(unfinished, capsys, tmp_path):
+    write_course_folder(tmp_path / "course")
+    assert "fingerprint" in refusal(capsys, call, tmp_path / "course", unfinished, "--resume")
+
+
 def test_an_unfinished_run_asks_for_resume_and_takes_new_flags_defaults(unfinished, whole, data_dir, capsys):
     args = json.loads((unfinished / "args.json").read_text())
     del args["shuffle_digits"]
@@ -342,8 +347,10 @@ def test_a_course_folder_trains(tmp_path):
 
 def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     out = tmp_path / "my results"
+
     def interrupted(args):
         raise KeyboardInterrupt
+
     monkeypatch.setattr(train, "train", interrupted)
     monkeypatch.setattr(sys, "argv", ["train.py", "--lr", "0.01", "--resume", "--out", str(out)])
     with pytest.raises(SystemExit, match="130"):
@@ -397,7 +404,7 @@ def test_bad_checkpoints_are_named(whole, tmp_path, content):
         torch.save({**CNN().state_dict(), "fc.bias": torch.tensor([content] * 10)}, path)
     elif content != "missing":
         torch.save(content, path)
-    with pytest.raises(UserError, match="NaN or inf" if isinstance(content, float) else "bad.pt"):
+    with pytest.raises(UserError, match="NaN or inf in fc.bias" if isinstance(content, float) else "bad.pt"):
         utils.load_weights(CNN(), utils.load_checkpoint(path), path)
 
 
