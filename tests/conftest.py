@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from PIL import Image  # noqa: E402
 
 TESTS = Path(__file__).resolve().parent
 sys.path[:0] = [str(TESTS.parent), str(TESTS)]
@@ -20,6 +21,17 @@ def data_dir(tmp_path_factory):
     from synthetic import write_synthetic
     folder = tmp_path_factory.mktemp("data")
     write_synthetic(folder, train=400, test=60)
+    return folder
+
+
+def write_course_folder(folder, size=40):
+    """Two images a class, in the course's layout; the first pixel tells the class."""
+    for split in ("train", "val"):
+        for label in range(10):
+            (folder / split / str(label)).mkdir(parents=True)
+            for i in range(2):
+                image = Image.new("RGB", (size, size), (20 * label + i, 0, 9))
+                image.save(folder / split / str(label) / f"img_{i}.png")
     return folder
 
 

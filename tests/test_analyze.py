@@ -13,6 +13,7 @@ from torchvision.utils import save_image
 import analyze
 import data
 import train
+from conftest import write_course_folder
 from model import CNN
 from synthetic import write_synthetic
 from utils import UserError, load_checkpoint, read_csv
@@ -65,12 +66,7 @@ def call(monkeypatch, capsys, data_dir):
 
 @pytest.fixture
 def course(tmp_path):
-    """A folder in the course's layout, with an image of each class."""
-    folder = tmp_path / "somewhere" / "my_images"
-    for path in [folder / name / str(c) for name in ("train", "val") for c in range(10)]:
-        path.mkdir(parents=True)
-        save_image(torch.rand(3, 40, 40), path / "0.png")
-    return folder
+    return write_course_folder(tmp_path / "somewhere" / "my_images")
 
 
 def keyed(lines):

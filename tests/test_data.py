@@ -16,6 +16,7 @@ from torchvision.datasets import CIFAR10
 from torchvision.transforms import v2
 
 import data
+from conftest import write_course_folder
 from synthetic import write_synthetic
 from utils import UserError
 
@@ -225,17 +226,6 @@ def test_a_mistyped_folder_is_neither_made_nor_downloaded_into(offline, tmp_path
 
 
 # ---------------------------------------------------------------- the course's folder
-def write_course_folder(folder, size=40):
-    """Two images a class; the first pixel tells the class."""
-    for split in ("train", "val"):
-        for label in range(10):
-            (folder / split / str(label)).mkdir(parents=True)
-            for i in range(2):
-                image = Image.new("RGB", (size, size), (20 * label + i, 0, 9))
-                image.save(folder / split / str(label) / f"img_{i}.png")
-    return folder
-
-
 @pytest.mark.parametrize("below", ["", "custom_image_dataset"])
 def test_the_courses_folder_is_found_there_or_one_level_down(tmp_path, below):
     write_course_folder(tmp_path / below, size=28)

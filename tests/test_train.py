@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from torchvision.utils import save_image
 
 import data
 import train
+from conftest import write_course_folder
 import utils
 from model import CNN
 from utils import UserError, read_csv
@@ -327,13 +327,6 @@ def test_a_last_pt_that_is_missing_or_has_no_optimizer_is_named(unfinished, data
         change(unfinished / "last.pt")
         with pytest.raises(UserError, match="last.pt is missing or not train.py's"):
             call(data_dir, unfinished, "--resume")
-
-
-def write_course_folder(folder, size=40):
-    for split in ("train", "val"):
-        for name in "0123456789":
-            (folder / split / name).mkdir(parents=True)
-            save_image(torch.rand(3, size, size), folder / split / name / "1.png")
 
 
 def test_a_course_folder_trains(tmp_path):
