@@ -1,6 +1,6 @@
 """Look inside a trained CNN: its filters, "who is expert?" (the report's section 2), and how it cheats.
 
-    python analyze.py --ckpt best.pt                     experts of first and last layer, and all below
+    python analyze.py --ckpt best.pt                     experts of first and last layer, and all else
     python analyze.py --ckpt best.pt --layer last        experts of these layers: first, last, all, or numbers
     python analyze.py --ckpt best.pt --predict DIR       classify a folder of images, into predictions.txt
 

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Every experiment of the report, and some beyond it. A row of the table is a recipe, each of its seeds a run.
 #
-#   bash experiments.sh                    run everything; after a stop, the same command goes on
+#   bash experiments.sh                    run everything that is not finished; after a stop, this goes on
 #   bash experiments.sh final bs16/seed0   run these recipes, or runs
-#   bash experiments.sh --list             print each run as the command that it is
+#   bash experiments.sh --list             print each run's command
 #   bash experiments.sh demo               make synthetic data, train a few epochs, analyze: no download
 #   sbatch --array=0-N experiments.sh      a run per SLURM task (--list prints N); first: python data.py
 #
+# Before the command can stand, as in JOBS=2 bash experiments.sh:
 #   JOBS=2 (two at once)   EPOCHS=1 LIMIT=64 (a trial, in results/trial)   COMPILE=1 (for a GPU)
-#   DATA_DIR=DIR (of the data)   OUT=DIR (of the results: another for other data)   PYTHON=interpreter
+#   DATA_DIR=DIR (of the data)   OUT=DIR (of the results, not results/runs)   PYTHON=interpreter
 [ -n "${BASH_VERSION:-}" ] || { echo "error: this needs bash: bash experiments.sh" >&2; exit 2; }
 set -u -o pipefail
 fail() { echo "error: $1" >&2; exit 2; }

@@ -312,7 +312,7 @@ def parse_args(argv=None):
 
     group = parser.add_argument_group("beyond the report")
     flag("--optimizer", choices=OPTIMIZERS, metavar="NAME", default="adam",
-         help="adam, adamw, or muon (adamw, with the steps of the convolutions made orthogonal)")
+         help=f"{', '.join(OPTIMIZERS)}; muon is adamw, but with orthogonal steps for convolutions")
     flag("--shuffle-digits", type=share, default=0.0,
          help="probability that an image's digit is exchanged for another image's, among the thousand that "
               "are augmented at once; breaks the shortcut")
@@ -337,7 +337,7 @@ def parse_args(argv=None):
     flag("--resume", action="store_true", help="go on from last.pt in --out (an empty --out: start)")
     flag("--device", default="auto", help="auto (cuda, mps or cpu), or a torch device")
     flag("--amp", action="store_true",
-         help="bfloat16 autocast (slower than without on a CPU that lacks its instructions)")
+         help="bfloat16 autocast (slower than without on a CPU that has no bfloat16 instructions)")
     flag("--compile", action="store_true",
          help="torch.compile the network: faster on a GPU after half a minute, but not the same bits twice")
     args = parser.parse_args(argv)

@@ -1,6 +1,7 @@
 """The ordinary training loop, to judge train.py by: it trains the report's baseline (section 1), same images.
 
     python tests/ordinary.py        about an hour on 2 cores
+    python tests/ordinary.py --seed 1 --out results/runs/ordinary/seed1
 
 It is written as such loops usually are (ImageFolder, torchvision's transforms, DataLoader, torch's modules,
 Adam, CosineAnnealingLR), without what makes train.py fast, but for utils.py's memory settings. The images
