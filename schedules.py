@@ -12,7 +12,7 @@ EVERY_BATCH = ("onecycle",)  # their rate changes with every batch; all others c
 
 
 def learning_rate(schedule, epoch, epochs, lr, lr_min=1e-5, warmup_epochs=10):
-    """The learning rate after `epoch` of `epochs` epochs, which starts at 0; within an epoch it is a fraction.
+    """The learning rate after `epoch` of `epochs` epochs. It starts at 0; within an epoch it is a fraction.
 
     `lr` is the highest rate, `lr_min` the lowest of cosine, warmup_cosine and onecycle. Each formula is that
     of a class in torch.optim.lr_scheduler (onecycle: to within one batch). ValueError for an unknown name."""
