@@ -9,7 +9,7 @@
 #
 # Before the command can stand, as in JOBS=2 bash experiments.sh:
 #   JOBS=2 (two at once)   EPOCHS=1 LIMIT=64 (a trial, in results/trial)   COMPILE=1 (for a GPU)
-#   DATA_DIR=DIR (of the data)   OUT=DIR (of the results, not results/runs)   PYTHON=interpreter
+#   DATA_DIR=DIR (of the data)   OUT=DIR (of the results, for results/runs)   PYTHON=interpreter
 [ -n "${BASH_VERSION:-}" ] || { echo "error: this needs bash: bash experiments.sh" >&2; exit 2; }
 set -u -o pipefail
 fail() { echo "error: $1" >&2; exit 2; }
