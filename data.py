@@ -271,7 +271,7 @@ def augment(x, flip=0.0, rotate=0.0, noise=0.0, erase=0.0, erase_scale=(0.02, 0.
             shift=0, flip_picture=0.0):
     """Images, uint8 [N,3,H,W], to normalized float32 for the network, through the augmentations that are not
     0. All are off by default, since evaluation calls augment(x). The report's are in its order: flip and
-    rotation before normalizing, noise and erasing after. Convolutions are fast on channels-last memory."""
+    rotation before normalizing, noise and erasing after. Channels-last memory makes convolutions fast."""
     if shuffle_digits:
         x = exchange_digits(x, shuffle_digits)
     if shift:

@@ -12,10 +12,11 @@ EVERY_BATCH = ("onecycle",)  # their rate changes with every batch; all others c
 
 
 def learning_rate(schedule, epoch, epochs, lr, lr_min=1e-5, warmup_epochs=10):
-    """The learning rate after `epoch` of `epochs` epochs. It starts at 0; within an epoch it is a fraction.
+    """The learning rate after `epoch` of `epochs` epochs.
 
-    `lr` is the highest rate, `lr_min` the lowest of cosine, warmup_cosine and onecycle. Each formula is that
-    of a class in torch.optim.lr_scheduler (onecycle: to within one batch). ValueError for an unknown name."""
+    `epoch` is 0 in the first epoch; the schedules of EVERY_BATCH get fractions. `lr` is the highest rate,
+    `lr_min` the lowest of cosine, warmup_cosine and onecycle. Each formula is that of a class in
+    torch.optim.lr_scheduler (onecycle: to within one batch). ValueError for an unknown name."""
     if schedule == "constant":  # ConstantLR with factor 1
         return lr
     if schedule == "step":  # StepLR; the report gives neither step nor factor: 20 epochs and 0.1 are ours

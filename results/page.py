@@ -193,7 +193,7 @@ def ordinary_loop(results):
     ours, error, text = results.ours("baseline")
     found = verdict(mean(accs) - ours, error, results.spread("baseline") / math.sqrt(len(accs)),
                     ("beyond chance", "beyond chance, but the ordinary loop is the lower one"))
-    so = ", so our loop is not why the report is higher" if "noise" in found or "lower" in found else ""
+    so = "" if found in ("beyond chance", "not known") else ", so our loop is not why the report is higher"
     return ("An ordinary loop (`tests/ordinary.py`: ImageFolder, torchvision's transforms, DataLoader)"
             f" trained the baseline on the same images to {in_words(accs)}, ours to {text}. The difference is"
             f" {found}{so}.")

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 
 import data
 import train
-from conftest import write_course_folder
 import utils
+from conftest import write_course_folder
 from model import CNN
 from utils import UserError, read_csv
 
