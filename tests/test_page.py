@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from results import page
-from utils import write_csv
+from utils import read_csv, write_csv
 
 RECIPES = {  # made-up flags
     "final": "", "baseline": "--bs 8", "bs64": "--bs 64", "bs32": "--bs 32", "bs16": "--bs 16",
@@ -46,9 +46,13 @@ def folder(tmp_path, monkeypatch):
     lines = [f"{command(recipe, seed)} --resume" for recipe in RECIPES for seed in range(3)]
     monkeypatch.setattr(page, "HERE", tmp_path)
     monkeypatch.setattr(page, "listing", lambda: "\n".join([*lines, "# a comment"]) + "\n")
-    for name in ("report.csv", "report_curves.csv"):
-        shutil.copy(page.Path(page.__file__).with_name(name), tmp_path)
+    copy_tables(tmp_path)
     return tmp_path
+
+
+def copy_tables(folder):
+    for name in ("report.csv", "report_curves.csv", "claims.csv", "sections.csv"):
+        shutil.copy(page.Path(page.__file__).with_name(name), folder)
 
 
 def rows(name, text):
@@ -59,10 +63,10 @@ def rows(name, text):
 
 
 def claim(text):
-    """The verdicts on CLAIMS whose text begins like this."""
-    results = page.Results()
-    found, = [page.judge(results, *sides)[1] for _, words, *sides in page.CLAIMS if words.startswith(text)]
-    return found
+    """The verdict on the one claim whose text begins like this."""
+    listed = [list(row.values()) for row in read_csv(page.HERE / "claims.csv")]
+    sides, = [sides for _, words, *sides in listed if words.startswith(text)]
+    return page.judge(page.Results(), *sides)[1]
 
 
 def test_means_and_spreads_are_those_computed_by_hand(folder):
@@ -200,11 +204,14 @@ def test_the_ordinary_loop_stands_beside_ours(folder):
 
 
 def test_the_real_list_is_read(tmp_path, monkeypatch):
-    for name in ("report.csv", "report_curves.csv"):
-        shutil.copy(page.HERE / name, tmp_path)
     listed = page.listing()
+    copy_tables(tmp_path)
     monkeypatch.setattr(page, "HERE", tmp_path)
     monkeypatch.setattr(page, "listing", lambda: listed)
     results = page.Results()
     assert len(results.missing) == listed.count("python train.py ") > 0
-    assert results.flags.keys() >= set(sum(page.SECTIONS.values(), [])) and results.flags["final"] == ""
+    named = [row["recipes"] for row in read_csv(tmp_path / "sections.csv")]
+    named += [row["recipe"] for row in results.report]
+    named += [row[side] for row in read_csv(tmp_path / "claims.csv") for side in ("left", "right")
+              if isinstance(row[side], str)]
+    assert results.flags.keys() >= set(" ".join(named).split()) and results.flags["final"] == ""
