@@ -14,6 +14,7 @@ import argparse
 import math
 import os
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -77,12 +78,14 @@ def expert_table(norms, untrained, classes, by_digit=None):
 
 
 def selectivity_lines(layer, norms, untrained, classes):
-    """What is printed of a layer: the median index, its quartiles, the one before training, five experts."""
-    index = selectivity(norms)
+    """What is printed of a layer: the median index, its quartiles, the one before training, how many filters
+    respond most to each class, five experts."""
+    index, best = selectivity(norms), Counter(classes[c] for c in norms.argmax(1))
     low, median, high = np.quantile(index, [0.25, 0.5, 0.75])
     lines = [f"layer{layer}_selectivity_median {median:.4f} ({len(index)} filters)",
              f"layer{layer}_selectivity_quartiles {low:.4f} {high:.4f}",
-             f"layer{layer}_selectivity_median_untrained {np.median(selectivity(untrained)):.4f}"]
+             f"layer{layer}_selectivity_median_untrained {np.median(selectivity(untrained)):.4f}",
+             f"layer{layer}_best_classes " + ", ".join(f"{name} {n}" for name, n in best.most_common())]
     for i in np.argsort(-index, kind="stable")[:5]:
         lines.append(f"layer{layer}_expert filter {i + 1} {classes[int(norms[i].argmax())]} {index[i]:.4f}")
     return lines

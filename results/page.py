@@ -221,8 +221,8 @@ In brackets stands our run of the same settings.
 
 A difference is beyond chance if it is larger than two standard errors, else within noise. The standard \
 error of a mean of n runs is sd / √n; a number of the report counts as one run. The sd, the standard \
-deviation of one run, is pooled over the recipes that have several seeds: {sds[0]}; for our own recipes (those with \
-`--amp`) {sds[1]}; with dropout after every block {sds[2]}. With few seeds it is uncertain.
+deviation of one run, is pooled over the recipes that have several seeds: {sds[0]}; for our own recipes \
+(with `--amp`) {sds[1]}; with dropout after every block {sds[2]}. With few seeds it is uncertain.
 
 {ordinary_loop(results)}
 

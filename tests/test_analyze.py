@@ -116,7 +116,8 @@ def test_the_printed_selectivity_closed_forms():
     untrained[:, 0] = 3
     lines = [line.split() for line in analyze.selectivity_lines(2, norms, untrained, CLASSES)]
     assert [line[1] for line in lines[:3]] == ["0.3333", "0.2250", "0.5000"]  # the last is the untrained one
-    assert [line[2:] for line in lines[3:]] == [
+    assert " ".join(lines[3][1:]) == "class0 2, class2 1, class3 1, class4 1, class5 1, class6 1"
+    assert [line[2:] for line in lines[4:]] == [
         ["3", "class2", "0.8000"], ["7", "class6", "0.6000"], ["1", "class0", "0.5000"],
         ["5", "class4", "0.3333"], ["4", "class3", "0.2500"]]
 
