@@ -55,7 +55,7 @@ class CNN(nn.Module):
 
 class Dropout(nn.Dropout):
     """A faster nn.Dropout for [N,C,H,W] on a CPU: one random 64-bit number decides four values, so p is exact
-    to 1/65536. A training step takes a seventh less time."""
+    to 1/65536."""
 
     def forward(self, x):
         if not (self.training and x.device.type == "cpu" and x.ndim == 4 and 1e-5 < self.p < 0.999):

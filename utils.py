@@ -17,7 +17,7 @@ import torch
 torch.set_flush_denormal(True)
 
 # The C library returns to the system what a step frees, and the next step waits to get it back. Here it
-# keeps all blocks of up to 32 MB. On two threads this makes training 3 to 18 % faster.
+# keeps all blocks of up to 32 MB. This makes training on a CPU faster.
 with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library than glibc
     ctypes.CDLL(None).mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
     ctypes.CDLL(None).mallopt(-3, 2**25)  # M_MMAP_THRESHOLD
