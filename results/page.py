@@ -246,7 +246,7 @@ The machines did other work too, often another run.
 
 ## Claims
 
-First the report's claims; then, for each part of `best`, whether 12 epochs without it are worse. \
+First the report's claims; then, for parts of `best`, whether 12 epochs without it are worse. \
 {len(tested)} of {len(claims)} could be tested with the runs that are in.
 
 {table("section, claim, measured, verdict", tested)}
