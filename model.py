@@ -14,9 +14,9 @@ class CNN(nn.Module):
 
     The last `dropout_last` of the five blocks have dropout with probability `dropout_p`, after the ReLU and
     before the pool; the fifth, which has neither, after its convolution (report, section 1.5). Weights start
-    Kaiming normal (fan-in, ReLU), biases 0."""
+    Kaiming normal, with the variance 2 / fan-in, or 2 / fan-out where `init` is "fan_out"; biases 0."""
 
-    def __init__(self, dropout_last=0, dropout_p=0.1):
+    def __init__(self, dropout_last=0, dropout_p=0.1, init="fan_in"):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 16, 7, padding=3)
         self.bn1 = nn.BatchNorm2d(16)
@@ -33,7 +33,7 @@ class CNN(nn.Module):
 
         for layer in self.modules():
             if isinstance(layer, (nn.Conv2d, nn.Linear)):
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.kaiming_normal_(layer.weight, mode=init, nonlinearity="relu")
                 nn.init.zeros_(layer.bias)
 
     def forward(self, x, return_maps=False):

@@ -46,7 +46,7 @@ def train(args):
     torch.backends.cudnn.deterministic = not args.compile
     torch.backends.cudnn.benchmark = args.compile  # try each convolution's algorithms, and keep the fastest
     torch.manual_seed(args.seed)
-    model = CNN(args.dropout_last, args.dropout_p).to(device, memory_format=torch.channels_last)
+    model = CNN(args.dropout_last, args.dropout_p, args.init).to(device, memory_format=torch.channels_last)
     net = torch.compile(model, dynamic=False) if args.compile else model
     optimizer = make_optimizer(args.optimizer, model, args.lr, args.weight_decay)
     log, steps, best = [], [], -1.0
@@ -309,6 +309,8 @@ def parse_args(argv=None):
     flag("--dropout-last", type=number(int, 0, 5), default=3,
          help="dropout after the last N convolutional blocks, 0 to 5")
     flag("--dropout-p", type=share, default=0.1, help="probability of dropout")
+    flag("--init", choices=("fan_in", "fan_out"), metavar="NAME", default="fan_in",
+         help="what scales the first weights: a layer's fan_in, or fan_out: smaller in all convolutions")
 
     group = parser.add_argument_group("beyond the report")
     flag("--optimizer", choices=OPTIMIZERS, metavar="NAME", default="adam",

@@ -44,11 +44,13 @@ def test_the_reports_network_has_95882_parameters_and_is_the_handouts(height, wi
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_weights_start_kaiming_normal_and_biases_zero():
-    for layer in CNN().modules():
+@pytest.mark.parametrize("init, axis", [("fan_in", 0), ("fan_out", 1)])
+def test_weights_start_kaiming_normal_and_biases_zero(init, axis):
+    for layer in CNN(init=init).modules():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
             assert (layer.bias == 0).all()
-            assert layer.weight.std().item() == pytest.approx((2 / layer.weight[0].numel()) ** 0.5, rel=0.12)
+            fan = layer.weight.select(axis, 0).numel()  # values that one output sums, or one input goes to
+            assert layer.weight.std().item() == pytest.approx((2 / fan) ** 0.5, rel=0.12)
 
 
 @pytest.mark.parametrize("n", range(6))
