@@ -246,8 +246,8 @@ The machines did other work too, often another run.
 
 ## Claims
 
-First the report's claims; then, for parts of `best`, whether 12 epochs without it are worse. \
-{len(tested)} of {len(claims)} could be tested with the runs that are in.
+First the report's claims; then ours: whether `--init fan_out` is better, and, for parts of `best`, whether \
+12 epochs without it are worse. {len(tested)} of {len(claims)} could be tested with the runs that are in.
 
 {table("section, claim, measured, verdict", tested)}
 
