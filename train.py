@@ -310,7 +310,8 @@ def parse_args(argv=None):
          help="dropout after the last N convolutional blocks, 0 to 5")
     flag("--dropout-p", type=share, default=0.1, help="probability of dropout")
     flag("--init", choices=("fan_in", "fan_out"), metavar="NAME", default="fan_in",
-         help="what scales the first weights: a layer's fan_in, or fan_out: smaller in all convolutions")
+         help="the Kaiming-normal first weights: by a layer's fan_in, or by its fan_out, which makes them "
+              "smaller in the convolutions and larger in the last layer")
 
     group = parser.add_argument_group("beyond the report")
     flag("--optimizer", choices=OPTIMIZERS, metavar="NAME", default="adam",
