@@ -321,8 +321,8 @@ def analyze(args):
     layers = chosen_layers(args.layer, len(image_norms))
     norms = class_means(image_norms, val.labels)
     torch.manual_seed(trained.get("seed", 0))
-    fresh = CNN(init=trained.get("init", "fan_in"))  # the control: how training began
-    fresh = fresh.to(device, memory_format=torch.channels_last)
+    # the control: how training began (train.py's --init only scales these maps, and so changes no index)
+    fresh = CNN().to(device, memory_format=torch.channels_last)
     untrained = class_means(map_norms(fresh, val.images)[1], val.labels)
     scores = score(logits, val)
 
