@@ -152,14 +152,14 @@ def test_an_epoch_takes_each_image_once_with_its_label(bs):
     assert torch.equal(torch.cat(batches).sort()[0], labels) and not torch.equal(torch.cat(batches), labels)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
-def test_one_step_is_adam_on_the_augmented_batch(data_dir, tmp_path, optimizer):
+@pytest.mark.parametrize("optimizer, init", [("adam", "fan_in"), ("adamw", "fan_out")])
+def test_one_step_is_adam_on_the_augmented_batch(data_dir, tmp_path, optimizer, init):
     """The first step, done again by hand; the weight decay is in the gradient, or beside it."""
     call(data_dir, tmp_path, f"--limit 32 --bs 32 --epochs 1 --schedule constant --optimizer {optimizer} "
          "--dropout-last 0 --weight-decay 0.1 --label-smoothing 0.2 --shift 2 --shuffle-digits 1 --flip 0.4 "
-         "--flip-picture 0.6")
+         f"--flip-picture 0.6 --init {init}")
     torch.manual_seed(0)
-    net = CNN(0).to(memory_format=torch.channels_last)
+    net = CNN(0, init=init).to(memory_format=torch.channels_last)
     split = data.load_splits(data_dir).train.first(32)
     torch.manual_seed(1)
     order = torch.randperm(32)
@@ -419,7 +419,8 @@ def test_the_defaults_are_the_reports_final_recipe():
     args = train.parse_args([])
     expected = dict(bs=16, epochs=60, lr=1e-3, lr_min=1e-5, weight_decay=1e-3, schedule="warmup_cosine",
                     warmup_epochs=10, flip=0.5, noise=0.05, erase=0.3, erase_scale=[0.02, 0.05], rotate=0,
-                    dropout_last=3, dropout_p=0.1, match_prob=None, optimizer="adam")
+                    dropout_last=3, dropout_p=0.1, match_prob=None, optimizer="adam",
+                    init="fan_in")
     assert {key: getattr(args, key) for key in expected} == expected
     args = train.parse_args("--epochs 12 --batch-size 32 --learning-rate 0.1 --data-dir ~/data".split())
     assert args.warmup_epochs == 2  # a sixth
