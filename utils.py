@@ -102,7 +102,7 @@ def atomic(path):
     """Yields a temporary path beside `path`; renames it onto `path` only if the block succeeds."""
     path = os.fspath(path)
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    temporary = f"{path}.tmp"  # what a kill leaves behind, the next write of this file replaces
+    temporary = f"{path}.{os.getpid()}.tmp"  # two processes may write the same file at once
     try:
         yield temporary
         os.replace(temporary, path)

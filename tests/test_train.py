@@ -263,7 +263,7 @@ def test_a_run_that_goes_on_elsewhere_says_so(unfinished, data_dir, monkeypatch,
 
 
 def test_kill_minus_nine_then_resume(whole, data_dir, tmp_path, capsys):
-    """While it lives, a second process is refused. The next one replaces what was half written."""
+    """While it lives, a second process is refused. The next one goes on, to the same bits."""
     out = tmp_path / "run"
     command = [sys.executable, train.__file__, *FLAGS.split(), "--data-dir", data_dir, "--out", out]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -272,10 +272,8 @@ def test_kill_minus_nine_then_resume(whole, data_dir, tmp_path, capsys):
     assert "another process" in refusal(capsys, utils.sole_owner, out)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    (out / "last.pt.tmp").write_bytes(b"half of a checkpoint")
     call(data_dir, out, "--resume")
     assert_same_run(out, whole)
-    assert not list(out.glob("*.tmp"))
 
 
 # ---------------------------------------------------------------- what it refuses
@@ -374,6 +372,15 @@ def test_the_users_settings_and_a_runs_name_cannot_hurt(data_dir, tmp_path):
 def test_the_smallest_numbers_count_as_zero():
     tiny = torch.full((4_000_000,), 700_000, dtype=torch.int32).view(torch.float32)
     assert (tiny * 1).view(torch.int32).count_nonzero() == 0
+
+
+def test_two_processes_may_write_one_file_at_once(tmp_path):
+    path, other = tmp_path / "file", "import sys, utils; utils.write_text(sys.argv[1], 'theirs')"
+    with utils.atomic(path) as temporary:
+        Path(temporary).write_text("ours")
+        subprocess.run([sys.executable, "-c", other, path], cwd=Path(utils.__file__).parent, check=True)
+        assert path.read_text() == "theirs"
+    assert path.read_text() == "ours" and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path):
