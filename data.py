@@ -80,8 +80,8 @@ def load_splits(data_dir, match_prob=None):
             raise UserError(f"{data_dir} has too few training images of {name.upper()}: {len(labels)}")
     train_digits = pairs["train_mnist"]
     if match_prob is not None:
-        draws = np.random.RandomState([0, 1])
-        train_digits = draw_digits(cifar[1][pairs["train_cifar"]], mnist[1], match_prob, draws)
+        rng = np.random.RandomState([0, 1])
+        train_digits = draw_digits(cifar[1][pairs["train_cifar"]], mnist[1], match_prob, rng)
     test_digits = draw_digits(cifar_test[1], mnist[1], 0.0, np.random.RandomState([0, 3]))
     known = pairs["test_cifar"] < len(test_digits)  # most of the course's test digits are not
     test_digits[pairs["test_cifar"][known]] = pairs["test_mnist"][known]
@@ -91,15 +91,15 @@ def load_splits(data_dir, match_prob=None):
     return Splits(train, val, test, classes, SYNTHETIC if synthetic else COMPOSITES, sha256(train.images))
 
 
-def draw_digits(labels, digits, match_prob, draws):
+def draw_digits(labels, digits, match_prob, rng):
     """An MNIST index for each label, drawn as the course did it: an image of the label's digit with
-    probability `match_prob`, else of a uniformly drawn digit. `draws` is a numpy RandomState."""
-    match = draws.random_sample(len(labels)) < match_prob
-    wanted = np.where(match, labels, draws.randint(0, 10, len(labels)))
+    probability `match_prob`, else of a uniformly drawn digit. `rng` is a numpy RandomState."""
+    match = rng.random_sample(len(labels)) < match_prob
+    wanted = np.where(match, labels, rng.randint(0, 10, len(labels)))
     chosen = np.empty(len(labels), np.int64)
     for digit in range(10):
         pool = np.flatnonzero(digits == digit)
-        chosen[wanted == digit] = draws.choice(pool, (wanted == digit).sum())
+        chosen[wanted == digit] = rng.choice(pool, (wanted == digit).sum())
     return chosen
 
 
@@ -119,7 +119,7 @@ def resize(images, size):
     cut to uint8.
 
     A Gaussian blur down the columns, then along the rows, then bilinear sampling at half-pixel centres. Each
-    of the three sums in float64 and stores float32: without this, 4 % of the values come out one lower."""
+    of the three steps adds up in float64 and stores float32: without it, 4 % of the values are one lower."""
     n = images.shape[-1]
     sigma = (n / size - 1) / 2
     radius = int(4 * sigma + 0.5)
@@ -373,7 +373,7 @@ def check(splits):
     """Print a line per split: its images, how often digit and label match, their checksum. UserError where
     composites are not the report's."""
     print(f"source {splits.source}")
-    others = []
+    differing = []
     for name, split in zip(("train", "val", "test"), splits[:3]):
         if split is None:
             continue
@@ -385,13 +385,13 @@ def check(splits):
         digest, expected, verdict = sha256(images), REPORT_SHA256.get((name, len(images))), ""
         if expected and splits.source == COMPOSITES:
             verdict = f": {len(images)} are {'' if digest == expected else 'not '}the report's, bit for bit"
-            others += [] if digest == expected else [name]
+            differing += [] if digest == expected else [name]
         share = (split.digits == split.labels).double().mean()
         match = f", match share {share:.4f}" if (split.digits >= 0).all() else ""
         print(f"{name} {len(split.labels)} images{match}, SHA-256 {digest}{verdict}", flush=True)
-    if others:
-        raise UserError(f"not the report's images: {', '.join(others)}. The files are not those of CIFAR-10 "
-                        "or MNIST: delete them to download them again")
+    if differing:
+        raise UserError(f"not the report's images: {', '.join(differing)}. The files are not those of "
+                        "CIFAR-10 or MNIST: delete them to download them again")
 
 
 def draw_sheet(splits, path, rows=3):

@@ -7,7 +7,7 @@
 #   bash experiments.sh demo               make synthetic data, train a few epochs, analyze: no download
 #   sbatch --array=0-N experiments.sh      a run per SLURM task (--list prints N); first: python data.py
 #
-# Before the command can stand, as in JOBS=2 bash experiments.sh:
+# Environment variables, as in JOBS=2 bash experiments.sh:
 #   JOBS=2 (two at once)   EPOCHS=1 LIMIT=64 (a trial, in results/trial)   COMPILE=1 (for a GPU)
 #   DATA_DIR=DIR (of the data)   OUT=DIR (of the results, for results/runs)   PYTHON=interpreter
 [ -n "${BASH_VERSION:-}" ] || { echo "error: this needs bash: bash experiments.sh" >&2; exit 2; }
@@ -106,7 +106,7 @@ best12_warmup_cosine    0,1,2   $ours12 --schedule warmup_cosine --warmup-epochs
 TABLE
 }
 
-list=$(table | while read -r recipe seeds flags; do   # RECIPE/seedN, a tab, the command
+list=$(table | grep -v '^#' | while read -r recipe seeds flags; do   # RECIPE/seedN, a tab, the command
     for seed in ${seeds//,/ }; do
         printf '%s\tpython train.py %s--seed %s --out %q --resume%s\n' "$recipe/seed$seed" \
             "${flags:+$flags }" "$seed$trial" "$OUT/$recipe/seed$seed" "${COMPILE:+ --compile}"
@@ -127,7 +127,7 @@ case ${1:-} in
         exit ;;
 esac
 for name in "$@"; do
-    cut -f 1 <<< "$list" | grep -qxF -e "$name" -e "$name/seed0" || fail "there is no '$name', see --list"
+    [[ $'\n'$list = *$'\n'"$name"[$'/\t']* ]] || fail "there is no '$name', see --list"
 done
 chosen=$(while IFS=$'\t' read -r run command; do
     [[ $# = 0 || " $* " = *" $run "* || " $* " = *" ${run%/*} "* ]] && printf '%s\t%s\n' "$run" "$command"
@@ -141,7 +141,7 @@ while IFS=$'\t' read -r run command; do
     if [ -f "$OUT/$run/best.csv" ] && grep -qF "$this" "$OUT/$run/args.json"; then
         echo "$run is finished"
     else
-        todo+="$command"$'\n'
+        todo+="\"\$PYTHON\" ${command#python }"$'\n'
     fi
 done <<< "$chosen"
 if [ "$JOBS" -gt 1 ]; then
@@ -151,8 +151,7 @@ fi
 status=0
 if [ -n "$todo" ]; then
     [ -n "${SLURM_ARRAY_TASK_ID:-}" ] || "$PYTHON" data.py || exit   # downloads the data once, not in each job
-    call='eval "\"\$PYTHON\" ${0#python }"'   # the command, with $PYTHON for the word python
-    printf %s "$todo" | tr '\n' '\0' | xargs -0 -n 1 -P "$JOBS" bash -c "$call" || status=$?
+    printf %s "$todo" | tr '\n' '\0' | xargs -0 -n 1 -P "$JOBS" bash -c || status=$?
 fi
 for run in final/seed0 best/seed0; do  # section 2, on the final model and on ours
     [[ $chosen = *"/$run "* && -f $OUT/$run/best.csv && ! -f $OUT/$run/analysis.txt ]] || continue

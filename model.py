@@ -34,7 +34,8 @@ class CNN(nn.Module):
         for layer in self.modules():
             if isinstance(layer, (nn.Conv2d, nn.Linear)):
                 nn.init.kaiming_normal_(layer.weight, mode=init, nonlinearity="relu")
-                nn.init.zeros_(layer.bias)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
 
     def forward(self, x, return_maps=False):
         """With `return_maps`, also the list of the maps whose norms analyze.py takes (report, section 2.2):
@@ -62,8 +63,8 @@ class Dropout(nn.Dropout):
             return super().forward(x) if self.p else x
         n, c, h, w = x.shape
         bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-2**63, None).view(torch.int16)
-        kept = round(self.p * 2**16) - 2**15  # a random 16-bit number is kept if it is at least this
-        keep = bits[:x.numel()].clamp_(kept - 1, kept).sub_(kept - 1)  # 0 or 1; a comparison is slower
+        least = round(self.p * 2**16) - 2**15  # a value stays if its random 16-bit number is at least this
+        keep = bits[:x.numel()].clamp_(least - 1, least).sub_(least - 1)  # 0 or 1; a comparison is slower
         return x * keep.view(n, h, w, c).permute(0, 3, 1, 2).to(x.dtype).div_(1 - self.p)
 
 

@@ -87,7 +87,7 @@ OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "muon": Muon
 
 def make_optimizer(name, model, lr, weight_decay=0.0):
     """One of OPTIMIZERS for the model's parameters, with torch's fused step where it has one. On a GPU its
-    learning rate is a tensor, since a recorded step (utils.Recorded) reads the rate from memory."""
+    learning rate is a tensor, since a recorded step (utils.GraphedStep) reads the rate from memory."""
     device = next(model.parameters()).device
     on_gpu = device.type == "cuda"
     fast = {"fused": True, "capturable": on_gpu}

@@ -24,14 +24,14 @@ import torch.nn.functional as F
 from data import augment, load_splits
 from model import CNN
 from schedules import EVERY_BATCH, OPTIMIZERS, SCHEDULES, learning_rate, make_optimizer, set_learning_rate
-from utils import (Recorded, UserError, add_data_dir, device_name, load_checkpoint, load_weights, number,
+from utils import (GraphedStep, UserError, add_data_dir, device_name, load_checkpoint, load_weights, number,
                    pick_device, pyplot, read_run, run, save_checkpoint, save_figure, sole_owner, usage_error,
                    write_csv, write_text)
 
 EVAL_BATCH = 100      # images per forward pass in evaluation
 AUGMENT_CHUNK = 1024  # images augmented at once, in whole batches; digits are exchanged among them
 TRAIN_EVAL = 5000     # training images that train_acc is measured on
-STEPS_PER_ROW = 50    # steps averaged into one row of steps.csv, about: an epoch is cut into equal parts
+STEPS_PER_ROW = 50    # about so many steps are averaged into a row of steps.csv
 
 
 def train(args):
@@ -52,17 +52,17 @@ def train(args):
     log, steps, best = [], [], -1.0
     if state:
         load_weights(model, state, out / "last.pt")
-        groups = optimizer.state_dict()["param_groups"]  # this device's: lr and capturable differ on a GPU
+        groups = optimizer.state_dict()["param_groups"]  # those of this device: on a GPU lr is a tensor
         optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})
         log, steps, best = state["log"], state["steps"], state["best_val_acc"]
     write_args(out, args, settings, splits, device, resumed=bool(state))
 
-    recorded, live = Recorded(), sys.stderr.isatty()
+    run_step, live = GraphedStep(), sys.stderr.isatty()
     for epoch in range(len(log) + 1, args.epochs + 1):
         # Every draw of an epoch follows from (seed, epoch), so a resumed run needs no generator states.
         torch.manual_seed(args.seed * 1_000_000 + epoch)
         start = time.perf_counter()
-        losses = train_epoch(net, optimizer, train_set, transform, args, epoch, recorded, live).cpu()
+        losses = train_epoch(net, optimizer, train_set, transform, args, epoch, run_step, live).cpu()
         train_seconds = time.perf_counter() - start
         steps += step_rows(losses, epoch)
         train_acc = evaluate(model, train_set.first(TRAIN_EVAL), transform, args.amp)["acc"]
@@ -84,10 +84,10 @@ def train(args):
         print(f"{out}: epoch {epoch}/{args.epochs}  lr {row['lr']:.2e}  train_loss {row['train_loss']:.4f}  "
               f"train_acc {train_acc:.2f}  val_loss {val['val_loss']:.4f}  val_acc {val['val_acc']:.2f}  "
               f"{row['seconds']:.1f} s  {row['images_per_s']:.0f} images/s", flush=True)
-    finish(out, args, splits, log, steps, device)
+    finish(out, args, splits, log, steps, model, device)
 
 
-def train_epoch(model, optimizer, split, transform, args, epoch, recorded, live=False):
+def train_epoch(model, optimizer, split, transform, args, epoch, run_step, live=False):
     """One pass over `split` in random order, through `transform`. Returns the loss of each batch, float
     [ceil(N/bs)]. With `live` a line on the terminal is written over and over."""
     def step(images, labels):
@@ -108,7 +108,7 @@ def train_epoch(model, optimizer, split, transform, args, epoch, recorded, live=
         for batch in zip(images.split(args.bs), labels.split(args.bs)):
             passed = epoch - 1 + (i / len(losses) if args.schedule in EVERY_BATCH else 0)
             set_learning_rate(optimizer, rate(args, passed))
-            losses[i] = recorded(step, *batch)  # step(*batch); a GPU replays a recording of it
+            losses[i] = run_step(step, *batch)  # step(*batch), as a CUDA graph on a GPU
             i += 1
             if live and i % 50 == 0:
                 print(f"\r\033[Kepoch {epoch}/{args.epochs}  step {i}/{len(losses)}  "
@@ -215,7 +215,7 @@ def resume_state(out, settings, resume, device):
 
 
 def write_args(out, args, settings, splits, device, resumed):
-    """Write args.json, and say what trains: the settings, the images, the machine."""
+    """Write args.json, and print the images and the machine."""
     hardware = device_name(device) + (", compiled" if args.compile else "")
     if resumed:
         begun = read_run(out)[0].get("hardware", hardware)
@@ -232,10 +232,9 @@ def write_args(out, args, settings, splits, device, resumed):
         print("note: this CPU has no bfloat16 instructions: --amp is many times slower", file=sys.stderr)
 
 
-def finish(out, args, splits, log, steps, device):
+def finish(out, args, splits, log, steps, model, device):
     """Measure best.pt on the test images, write best.csv (it marks a finished run) and draw the curves."""
     checkpoint = load_checkpoint(out / "best.pt", device)
-    model = CNN().to(device, memory_format=torch.channels_last)
     load_weights(model, checkpoint, out / "best.pt")
     best = {"epoch": checkpoint["epoch"], "val_acc": checkpoint["val_acc"], "test_acc": math.nan,
             "test_images": 0}
@@ -289,7 +288,7 @@ def parse_args(argv=None):
     group = parser.add_argument_group("the report's recipe")
     flag("--bs", "--batch-size", type=positive, default=16, help="batch size, images")
     flag("--epochs", type=positive, default=60, help="passes over the training images")
-    flag("--lr", "--learning-rate", type=number(float, 0, open_low=True), default=1e-3,
+    flag("--lr", "--learning-rate", type=number(float, 1e-9), default=1e-3,
          help="learning rate, at its highest")
     flag("--lr-min", type=amount, default=1e-5,
          help="learning rate at the end of cosine, warmup_cosine and onecycle")
@@ -310,19 +309,18 @@ def parse_args(argv=None):
          help="dropout after the last N convolutional blocks, 0 to 5")
     flag("--dropout-p", type=share, default=0.1, help="probability of dropout")
     flag("--init", choices=("fan_in", "fan_out"), metavar="NAME", default="fan_in",
-         help="the Kaiming-normal first weights: by a layer's fan_in, or by its fan_out, which makes them "
-              "smaller in the convolutions and larger in the last layer")
+         help="initial weights: Kaiming normal with fan_in or with fan_out")
 
     group = parser.add_argument_group("beyond the report")
     flag("--optimizer", choices=OPTIMIZERS, metavar="NAME", default="adam",
          help=f"{', '.join(OPTIMIZERS)}; muon is adamw, but with orthogonal steps for convolutions")
     flag("--shuffle-digits", type=share, default=0.0,
-         help="probability that an image's digit is exchanged for another image's, among the thousand that "
-              "are augmented at once; breaks the shortcut")
+         help="probability that an image takes part in the exchange of digits, among the thousand that are "
+              "augmented together; breaks the shortcut")
     flag("--shift", type=number(int, 0, 12), default=0,
-         help="the picture, not the digit, moves by up to N pixels each way")
+         help="the CIFAR-10 image, not the digit, moves by up to N pixels each way")
     flag("--flip-picture", type=share, default=0.0,
-         help="probability that the picture is mirrored, and the digit is not; use it with --flip 0")
+         help="probability that the CIFAR-10 image is mirrored, and the digit is not; use it with --flip 0")
     flag("--label-smoothing", type=share, default=0.0,
          help="share of the target that is spread over all classes")
 

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import platform
-import re
 import sys
 
 import torch
@@ -21,10 +20,6 @@ torch.set_flush_denormal(True)
 with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library than glibc
     ctypes.CDLL(None).mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
     ctypes.CDLL(None).mallopt(-3, 2**25)  # M_MMAP_THRESHOLD
-
-for stream in ("stdin", "stdout", "stderr"):
-    if getattr(sys, stream) is None:  # closed by the caller, as with 2>&-
-        setattr(sys, stream, open(os.devnull, "r" if stream == "stdin" else "w"))
 
 
 # ---------------------------------------------------------------- errors
@@ -52,13 +47,12 @@ def usage_error(message):
 
 
 # ---------------------------------------------------------------- arguments and device
-def number(kind, low, high=math.inf, open_low=False):
-    """An argparse type: a finite `kind` (int or float) in [low, high], or in (low, high] with `open_low`."""
+def number(kind, low, high=math.inf):
+    """An argparse type: a finite `kind` (int or float) in [low, high]."""
     def parse(text):
         value = kind(text)
-        if not (low <= value <= high and math.isfinite(value)) or (open_low and value == low):
-            raise argparse.ArgumentTypeError(f"{text} is not {'above' if open_low else 'at least'} {low} and "
-                                             + (f"at most {high}" if high < math.inf else "finite"))
+        if not (low <= value <= high and math.isfinite(value)):
+            raise argparse.ArgumentTypeError(f"{text} is not a finite number from {low} to {high}")
         return value
     parse.__name__ = kind.__name__  # argparse says "invalid int value: 'x'"
     return parse
@@ -197,22 +191,18 @@ def load_checkpoint(path, device="cpu"):
     """A file of train.py, a bare state dict, or {"state_dict": ...}: a dict whose "model" is the state dict.
     `weights_only=True` refuses code in it. UserError for anything else, and for NaN or inf in it."""
     if not os.path.isfile(path):
-        problem = "is a folder" if os.path.isdir(path) else "not found"
-        raise UserError(f"{path} {problem}; train.py writes best.pt and last.pt into its --out folder")
+        raise UserError(f"{path} is no file; train.py writes best.pt and last.pt into its --out folder")
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True)
         if "model" not in checkpoint:
             checkpoint = {"model": checkpoint.get("state_dict", checkpoint)}
-        # DataParallel and torch.compile put a word before each name
-        state = {re.sub(r"^((module|_orig_mod)\.)+", "", name): value
-                 for name, value in checkpoint["model"].items()}
-        bad = [name for name, value in state.items() if not value.isfinite().all()]
+        bad = [name for name, value in checkpoint["model"].items() if not value.isfinite().all()]
     except Exception as error:  # torch.load raises many kinds
         raise UserError(f"{path} is not a checkpoint of this network: truncated, or not only weights "
                         f"({type(error).__name__})") from None
     if bad:
         raise UserError(f"{path} has NaN or inf in {bad[0]}: its training broke down")
-    return {**checkpoint, "model": state}
+    return checkpoint
 
 
 def load_weights(model, checkpoint, path):
@@ -220,12 +210,12 @@ def load_weights(model, checkpoint, path):
     try:
         model.load_state_dict(checkpoint["model"])
     except RuntimeError as error:
-        detail = (str(error).strip().splitlines() or [""])[-1].strip()
+        detail = str(error).splitlines()[-1].strip()
         raise UserError(f"{path} holds another network than model.py: {detail}") from None
 
 
 # ---------------------------------------------------------------- speed
-class Recorded:
+class GraphedStep:
     """Calls `step(*tensors)`; on a GPU as a CUDA graph, one for each shape of the first tensor: three calls
     run plainly, the fourth is recorded, later ones copy their tensors to where the graph reads them and
     replay it. A step of batch 16 has some hundred small kernels, which are slower to launch than to run."""

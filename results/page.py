@@ -103,7 +103,7 @@ def judge(results, left, how, right):
         if isinstance(side, float):
             return side, 0, f"{side:g} %"
         missing = [name for name in side.split() if name not in results.runs]
-        name = (missing or sorted(side.split(), key=results.mean))[-1]
+        name = missing[0] if missing else max(side.split(), key=results.mean)
         value, error, text = results.ours(name)
         return value, error, f"{name} {text}"
 

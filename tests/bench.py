@@ -33,7 +33,7 @@ import train  # noqa: E402
 from data import Split, load_splits  # noqa: E402
 from model import CNN  # noqa: E402
 from schedules import make_optimizer  # noqa: E402
-from utils import Recorded, add_data_dir, device_name, number, pick_device  # noqa: E402
+from utils import GraphedStep, add_data_dir, device_name, number, pick_device  # noqa: E402
 from utils import run, write_csv  # noqa: E402
 
 WORKERS = (0, 2, 4)  # of the ordinary loop's DataLoader: the fastest counts
@@ -86,7 +86,7 @@ def measure_ours(folder, bs, amp, seconds, device):
     n = min(len(split.labels), n)
     split = split.first(n // bs * bs)
     torch.backends.cudnn.deterministic = True
-    augment, recorded = train.augmentation_of(args, split), Recorded()
+    augment, run_step = train.augmentation_of(args, split), GraphedStep()
     model = CNN(args.dropout_last, args.dropout_p).to(device, memory_format=torch.channels_last)
     optimizer = make_optimizer(args.optimizer, model, args.lr, args.weight_decay)
 
@@ -99,7 +99,7 @@ def measure_ours(folder, bs, amp, seconds, device):
         return passes * len(split.labels) / (time.perf_counter() - start)
 
     trained = images_per_s(  # .cpu() waits for the device
-        lambda part: train.train_epoch(model, optimizer, part, augment, args, 1, recorded).cpu(), seconds)
+        lambda part: train.train_epoch(model, optimizer, part, augment, args, 1, run_step).cpu(), seconds)
     memory = gpu_memory(device)
     return trained, memory, images_per_s(lambda part: train.evaluate(model, part, augment, amp), seconds / 2)
 
@@ -172,7 +172,7 @@ def main():
     flag, default = parser.add_argument, " (default: %(default)s)"
     add_data_dir(parser)
     flag("--device", default="auto", help="auto (cuda, mps or cpu), or a torch device" + default)
-    flag("--seconds", metavar="S", type=number(float, 0, open_low=True), default=6.0,
+    flag("--seconds", metavar="S", type=number(float, 0.1), default=6.0,
          help="least length of a measurement of training, s; of evaluation it is half" + default)
     flag("--rounds", metavar="N", type=number(int, 1), default=3, help="rounds; the median counts" + default)
     flag("--out", metavar="CSV", default="results/bench.csv", help="file of the results" + default)

@@ -55,7 +55,8 @@ def test_the_reports_runs_have_the_reports_settings(name):
         settings = (args.bs, args.epochs, args.lr, args.weight_decay, args.schedule, args.noise, args.erase,
                     args.dropout_last, args.dropout_p if args.dropout_last else None)
         assert settings == REPORT[name]
-        assert (args.flip, args.lr_min, args.optimizer) == (0.5, 1e-5, "adam")
+        assert (args.flip, args.rotate, args.erase_scale, args.lr_min) == (0.5, 0, [0.02, 0.05], 1e-5)
+        assert (args.optimizer, args.init) == ("adam", "fan_in")
         assert args.match_prob is None and not args.amp
         assert args.warmup_epochs == 10 or args.schedule != "warmup_cosine"
     assert seeds[:3] == [0, 1, 2]
@@ -74,7 +75,7 @@ echo "$*" >> calls
 echo "${OMP_NUM_THREADS-} ${DATA_DIR-}" >> environment
 [ "$1" != data.py ] || exit "${NO_DATA:-0}"
 [ "$1" = train.py ] || exit 0
-[[ "$*" != *"lr_1e-4/"* ]] || [ -n "${LET_IT:-}" ] || exit 1
+[[ "$*" != *"/lr_1e-4/"* ]] || [ -n "${LET_IT:-}" ] || exit 1
 words=("$@")
 for i in "${!words[@]}"; do [ "${words[i]}" != --out ] || out=${words[i + 1]}; done
 mkdir -p "$out"
@@ -105,8 +106,9 @@ def out_of(command):
 def test_runs_by_name_once_and_not_again(sandbox):
     result, calls = sandbox("bs16", "final/seed1")
     assert result.returncode == 0
-    assert [out_of(call) for call in calls] == [f"results/runs/{run}" for run in (
-        "final/seed1", "bs16/seed0", "bs16/seed1", "bs16/seed2")]
+    folders = {command[command.index("--out") + 1] for command in listed()}
+    assert {out_of(call) for call in calls} == {folder for folder in folders if "/bs16/" in folder} | {
+        "results/runs/final/seed1"}
     result, calls = sandbox("bs16", "final/seed1")
     assert result.returncode == 0 and calls == [] and (sandbox.repo / "calls").read_text() == ""
 
@@ -118,6 +120,16 @@ def test_an_edited_or_unfinished_run_is_run_again(sandbox):
     script.write_text(script.read_text().replace("--bs 32 --epochs 40", "--bs 33 --epochs 40"))
     _, calls = sandbox("bs16/seed0", "bs32/seed0", "bs64/seed0")
     assert [out_of(call) for call in calls] == ["results/runs/bs16/seed0", "results/runs/bs32/seed0"]
+
+
+def test_a_row_can_be_commented_out_and_its_seeds_are_free(sandbox):
+    script = sandbox.repo / "experiments.sh"
+    text = script.read_text().replace("\nbs64 ", "\n# bs64 ")
+    script.write_text(text.replace("\nfast ", "\nmy 4,7 --bs 8\nfast "))
+    _, calls = sandbox("my")
+    assert [out_of(call) for call in calls] == ["results/runs/my/seed4", "results/runs/my/seed7"]
+    for name in ("bs64", "#", "m"):
+        assert sandbox(name)[0].returncode == 2
 
 
 def test_the_data_are_checked_first_and_the_final_model_is_analyzed(sandbox):

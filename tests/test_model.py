@@ -48,9 +48,10 @@ def test_the_reports_network_has_95882_parameters_and_is_the_handouts(height, wi
 def test_weights_start_kaiming_normal_and_biases_zero(init, axis):
     for layer in CNN(init=init).modules():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
-            assert (layer.bias == 0).all()
+            assert layer.bias is None or (layer.bias == 0).all()
             fan = layer.weight.select(axis, 0).numel()  # values that one output sums, or one input goes to
-            assert layer.weight.std().item() == pytest.approx((2 / fan) ** 0.5, rel=0.12)
+            error = (2 * layer.weight.numel()) ** -0.5  # relative standard error of a standard deviation
+            assert layer.weight.std().item() == pytest.approx((2 / fan) ** 0.5, rel=5 * error)
 
 
 @pytest.mark.parametrize("n", range(6))
@@ -59,6 +60,8 @@ def test_dropout_acts_after_the_last_n_blocks_only(n):
     net, acted, sizes = CNN(n, 0.5).train(), [], []
 
     def look(_, inputs, output):
+        if inputs[0].ndim < 4:
+            return  # a dropout that somebody put before fc
         before, after = inputs[0][inputs[0] != 0], output[inputs[0] != 0]
         acted.append(not torch.equal(before, after))
         assert inputs[0].shape == sizes[-1]  # of the block's convolution: the pool comes later

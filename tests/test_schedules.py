@@ -6,7 +6,7 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, OneCycleLR, SequentialLR, StepLR
 
 import schedules
-from schedules import SCHEDULES, Muon, learning_rate, make_optimizer, orthogonal, set_learning_rate
+from schedules import Muon, learning_rate, make_optimizer, orthogonal, set_learning_rate
 
 
 # ---------------------------------------------------------------- schedules
@@ -68,12 +68,6 @@ def test_onecycle_is_torchs_to_within_a_batch(epochs, batches):
     assert learning_rate("onecycle", 0, epochs, 1e-3, 1e-5) == pytest.approx(1e-4)
     assert learning_rate("onecycle", epochs / 4, epochs, 1e-3, 1e-5) == pytest.approx(1e-3)
     assert learning_rate("onecycle", epochs, epochs, 1e-3, 1e-5) == pytest.approx(1e-5)
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_every_schedule_stays_between_zero_and_the_highest_rate(schedule):
-    rates = ours(schedule, 60)
-    assert all(0 < rate <= 1e-3 * (1 + 1e-9) for rate in rates) and max(rates) == pytest.approx(1e-3)
 
 
 def test_an_unknown_schedule_is_told_the_known_ones():
