@@ -107,7 +107,7 @@ best12_warmup_cosine    0,1,2   $ours12 --schedule warmup_cosine --warmup-epochs
 TABLE
 }
 
-list=$(table | grep -v '^#' | while read -r recipe seeds flags; do   # RECIPE/seedN, a tab, the command
+list=$(table | grep -v '^ *#' | while read -r recipe seeds flags; do   # RECIPE/seedN, a tab, the command
     for seed in ${seeds//,/ }; do
         printf '%s\tpython train.py %s--seed %s --out %q --resume%s\n' "$recipe/seed$seed" \
             "${flags:+$flags }" "$seed$trial" "$OUT/$recipe/seed$seed" "${COMPILE:+ --compile}"
@@ -152,6 +152,7 @@ fi
 status=0
 if [ -n "$todo" ]; then
     [ -n "${SLURM_ARRAY_TASK_ID:-}" ] || "$PYTHON" data.py || exit   # downloads the data once, not in each job
+    # each line of $todo is a shell command
     printf %s "$todo" | tr '\n' '\0' | xargs -0 -n 1 -P "$JOBS" bash -c || status=$?
 fi
 for run in final/seed0 best/seed0; do  # section 2, on the final model and on ours

@@ -191,7 +191,7 @@ def load_checkpoint(path, device="cpu"):
     """A file of train.py, a bare state dict, or {"state_dict": ...}: a dict whose "model" is the state dict.
     `weights_only=True` refuses code in it. UserError for anything else, and for NaN or inf in it."""
     if not os.path.isfile(path):
-        raise UserError(f"{path} is no file; train.py writes best.pt and last.pt into its --out folder")
+        raise UserError(f"there is no file {path}; train.py writes best.pt and last.pt into its --out folder")
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True)
         if "model" not in checkpoint:

@@ -124,11 +124,11 @@ def test_an_edited_or_unfinished_run_is_run_again(sandbox):
 
 def test_a_row_can_be_commented_out_and_its_seeds_are_free(sandbox):
     script = sandbox.repo / "experiments.sh"
-    text = script.read_text().replace("\nbs64 ", "\n# bs64 ")
+    text = script.read_text().replace("\nbs64 ", "\n # bs64 ").replace("\nbs32 ", "\n#bs32 ")
     script.write_text(text.replace("\nfast ", "\nmy 4,7 --bs 8\nfast "))
     _, calls = sandbox("my")
     assert [out_of(call) for call in calls] == ["results/runs/my/seed4", "results/runs/my/seed7"]
-    for name in ("bs64", "#", "m"):
+    for name in ("bs64", "bs32", "#bs32", "#", "m"):
         assert sandbox(name)[0].returncode == 2
 
 
