@@ -142,16 +142,6 @@ def test_dropout_after_every_block_has_a_spread_of_its_own(folder):
     assert claim("dropout after every block hurts, p 0.2") == "holds"
 
 
-def test_the_filters_need_both_comparisons(folder):
-    assert page.judge_filters()[1] == "not run"
-    for first, last, before, verdict in ((0.04, 0.15, 0.05, "holds"), (0.08, 0.15, 0.05, "does not hold"),
-                                         (0.04, 0.15, 0.08, "does not hold")):
-        for layer, index in ((1, first), (5, last)):
-            write_csv(folder / f"runs/final/seed0/experts_layer{layer}.csv",
-                      [{"class_selectivity_index": index, "untrained_selectivity_index": before}] * 3)
-        assert page.judge_filters()[1] == verdict
-
-
 def test_runs_that_do_not_count(folder, capsys):
     add_run(folder, "bs16", [70.0])
     add_run(folder, "bs16", [1.0], first=1, fingerprint="other images")
@@ -189,18 +179,11 @@ def test_few_runs_are_enough(folder, runs):
     assert (folder / "figures" / "overview.png").exists() == bool(runs)
 
 
-def test_the_ordinary_loop_stands_beside_ours(folder):
-    add_run(folder, "baseline", [61.0, 62.0, 63.0])  # one more run: the limit is 2 * sqrt(1 + 1 / 3) = 2.31
-    for acc, found in ((59.8, "within noise, so our loop is not why"), (64.4, "beyond chance."),
-                       (59.6, "beyond chance, but the ordinary loop is the lower one, so our loop is")):
-        write_csv(folder / "runs/ordinary/seed0/best.csv", [{"epoch": 3, "val_acc": acc}])
-        page.main()
-        text = (folder / "README.md").read_text()
-        assert f"{acc}0 (1 seed), ours to 62.00 (3 seeds, sd 1.00). The difference is {found}" in text
-    write_csv(folder / "runs/ordinary/seed1/best.csv", [{"epoch": 3, "val_acc": 60.6}])  # two: 1.83
+def test_the_ordinary_loop_stands_on_the_page(folder):
+    for seed, acc in enumerate([61.0, 62.0]):
+        write_csv(folder / f"runs/ordinary/seed{seed}/best.csv", [{"epoch": 3, "val_acc": acc}])
     page.main()
-    text = (folder / "README.md").read_text()
-    assert "to 60.10 (2 seeds, sd 0.71), ours to 62.00 (3 seeds, sd 1.00). The difference is beyond" in text
+    assert "on the same images to 61.50 (2 seeds, sd 0.71). " in (folder / "README.md").read_text()
 
 
 def test_the_real_list_is_read(tmp_path, monkeypatch):
