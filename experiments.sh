@@ -59,9 +59,8 @@ shuffle1                0,1,2   --shuffle-digits 1
 match0                  0,1,2   --match-prob 0
 match0.9                0,1,2   --match-prob 0.9
 baseline_fan_out        0,1,2   $plain --bs 64 --epochs 25 --init fan_out
-final_fan_out           0,1,2   --init fan_out
+final_fan_out           0       --init fan_out
 bs16_fan_out            0       $plain --epochs 40 --init fan_out
-lr_1e-4_fan_out         0       $tuned --epochs 40 --lr 1e-4 --init fan_out
 bs64                    0       $plain --bs 64 --epochs 40
 bs32                    0       $plain --bs 32 --epochs 40
 noise_0.01              0       $plain --epochs 40 --noise 0.01
