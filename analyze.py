@@ -47,8 +47,8 @@ def class_means(norms, groups):
     groups = groups.cpu()  # mps has no float64
     counts = torch.bincount(groups, minlength=10).double()
     if (counts == 0).any():
-        raise UserError(f"no validation image is of class or digit {int(counts.argmin())}: its norms have no "
-                        "mean")
+        raise UserError(f"no validation image is of class or digit {int(counts.argmin())}, so it has "
+                        "no mean")
     one_hot = torch.nn.functional.one_hot(groups, 10).double()
     return [(layer.cpu().double().T @ one_hot / counts).numpy() for layer in norms]
 
@@ -321,7 +321,7 @@ def analyze(args):
     layers = chosen_layers(args.layer, len(image_norms))
     norms = class_means(image_norms, val.labels)
     torch.manual_seed(trained.get("seed", 0))
-    # the control: how training began (train.py's --init only scales these maps, and so changes no index)
+    # the same network before training, to compare with (--init only scales its maps, which changes no index)
     fresh = CNN().to(device, memory_format=torch.channels_last)
     untrained = class_means(map_norms(fresh, val.images)[1], val.labels)
     scores = score(logits, val)
@@ -336,14 +336,15 @@ def analyze(args):
         lines += selectivity_lines(layer, norms[layer - 1], untrained[layer - 1], classes)
 
     by_digit = [None] * len(norms)
-    for name in ("shortcut.png", "groups.csv"):  # an earlier analysis may have had digits
-        (out / name).unlink(missing_ok=True)
     if len(val.digits.unique()) == 10:  # in a course folder they are unknown
         by_digit = class_means(image_norms, val.digits)
         lines += analyze_shortcut(model, val, logits, scores, classes, source, out)
         for layer in (1, len(norms)):
             for_digit = selectivity(by_digit[layer - 1]) > selectivity(norms[layer - 1])
             lines += [f"layer{layer}_filters_more_selective_for_digit {for_digit.sum()} of {len(for_digit)}"]
+    else:
+        for name in ("shortcut.png", "groups.csv"):  # an earlier analysis may have had digits
+            (out / name).unlink(missing_ok=True)
     print(*lines, sep="\n", flush=True)
     write_text(out / "analysis.txt", "\n".join(lines) + "\n")
     draw_mistakes(val, logits, classes, source, out)
@@ -368,7 +369,7 @@ def chosen_layers(names, depth):
 
 
 def doubts(checkpoint, trained, splits, val_acc):
-    """Lines that warn where the images, the classes or the network differ from those of the training."""
+    """Lines that warn where the images or the network differ from those of the training."""
     lines = []
     if trained and trained["fingerprint"] != splits.fingerprint:
         lines += ["note: the network was trained on other images than the training images here, or in "
@@ -376,8 +377,6 @@ def doubts(checkpoint, trained, splits, val_acc):
     elif trained and abs(checkpoint["val_acc"] - val_acc) > (1 if trained["amp"] else 0.2):
         lines += [f"note: the checkpoint says val_acc {checkpoint['val_acc']:.2f}: model.py or data.py has "
                   "changed since it was trained"]
-    if trained and tuple(checkpoint["classes"]) != splits.classes:
-        lines += [f"note: the network was trained on other classes: {', '.join(checkpoint['classes'])}"]
     return lines
 
 

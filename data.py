@@ -119,7 +119,8 @@ def resize(images, size):
     cut to uint8.
 
     A Gaussian blur down the columns, then along the rows, then bilinear sampling at half-pixel centres. Each
-    of the three steps adds up in float64 and stores float32: without it, 4 % of the values are one lower."""
+    of the three steps adds up in float64 and stores float32. Without this rounding 4 % of the values are one
+    lower."""
     n = images.shape[-1]
     sigma = (n / size - 1) / 2
     radius = int(4 * sigma + 0.5)
@@ -293,8 +294,8 @@ def augment(x, flip=0.0, rotate=0.0, noise=0.0, erase=0.0, erase_scale=(0.02, 0.
     return x.contiguous(memory_format=torch.channels_last)
 
 
-# Batched twins of torchvision.transforms.v2: they run on the device of the data and draw for each image on
-# its own, where torchvision draws once a batch.
+# Those that torchvision.transforms.v2 has too do the same here, but draw for each image of the batch, where
+# torchvision draws once for all. They run on the device of the data.
 def exchange_digits(x, p):
     """Exchanges digits within [N,3,40,40]: each image is chosen with probability `p`, and each chosen one
     gets the corner of another chosen one. This breaks the shortcut and needs no digit labels."""

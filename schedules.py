@@ -55,15 +55,15 @@ class Muon(torch.optim.AdamW):
     slow on most CPUs."""
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self):
         kernels = [(p, p.grad, group) for group in self.param_groups for p in group["params"] if p.ndim == 4]
         for p, _, _ in kernels:
             p.grad = None  # AdamW passes over what has no gradient
-        super().step(closure)
+        super().step()
         for p, grad, group in kernels:
             if grad is None:
                 continue
-            if not self.state[p]:  # the step is not used, but AdamW loads no state without it
+            if not self.state[p]:  # "step" is not used here, but AdamW.load_state_dict needs it
                 self.state[p] = {"step": torch.zeros(()), "momentum": torch.zeros_like(p)}
             momentum = self.state[p]["momentum"].lerp_(grad, 0.05)
             update = orthogonal(grad.lerp(momentum, 0.95).flatten(1))

@@ -73,7 +73,7 @@ def train(args):
         log.append(row)
 
         checkpoint = {"model": model.state_dict(), "args": settings, "epoch": epoch,
-                      "classes": list(splits.classes), "val_acc": val["val_acc"]}
+                      "val_acc": val["val_acc"]}
         if val["val_acc"] > best:
             best = val["val_acc"]
             save_checkpoint(out / "best.pt", checkpoint)
@@ -241,11 +241,11 @@ def finish(out, args, splits, log, steps, model, device):
     if splits.test:
         best["test_images"] = len(splits.test.labels)
         best["test_acc"] = evaluate(model, splits.test.to(device), amp=args.amp)["acc"]
-    write_csv(out / "best.csv", [best])
     print(f"{out}: best epoch {best['epoch']}, val_acc {best['val_acc']:.2f}, "
           f"test_acc {best['test_acc']:.2f} ({best['test_images']} images)")
     title = f"{out.parent.name}/{out.name}, {splits.source}: best val_acc {best['val_acc']:.2f} %"
     draw_curves(log, steps, title, out / "curves.png")
+    write_csv(out / "best.csv", [best])
 
 
 def draw_curves(log, steps, title, path):
@@ -299,7 +299,7 @@ def parse_args(argv=None):
     flag("--warmup-epochs", type=number(int, 0),
          help="epochs of linear warm-up in warmup_cosine (default: a sixth of --epochs)")
     flag("--flip", type=share, default=0.5, help="probability of a horizontal flip, digit included")
-    flag("--rotate", type=number(float, 0, 180), default=0.0, help="rotation by up to this many degrees")
+    flag("--rotate", type=number(float, 0, 180), default=0.0, help="rotate by up to X degrees each way")
     flag("--noise", type=amount, default=0.05,
          help="standard deviation of GaussianNoise, in units of normalized images")
     flag("--erase", type=share, default=0.3, help="probability of RandomErasing")
@@ -315,8 +315,8 @@ def parse_args(argv=None):
     flag("--optimizer", choices=OPTIMIZERS, metavar="NAME", default="adam",
          help=f"{', '.join(OPTIMIZERS)}; muon is adamw, but with orthogonal steps for convolutions")
     flag("--shuffle-digits", type=share, default=0.0,
-         help="probability that an image takes part in the exchange of digits, among the thousand that are "
-              "augmented together; breaks the shortcut")
+         help="probability that an image swaps digits with other training images: digits then no longer tell "
+              "the label")
     flag("--shift", type=number(int, 0, 12), default=0,
          help="the CIFAR-10 image, not the digit, moves by up to N pixels each way")
     flag("--flip-picture", type=share, default=0.0,
@@ -335,10 +335,10 @@ def parse_args(argv=None):
     flag("--seed", type=number(int, 0, 10**9), default=0,
          help="seed of weights, order, augmentation and dropout")
     flag("--out", metavar="DIR", type=os.path.expanduser, default="results/run", help="folder of the results")
-    flag("--resume", action="store_true", help="go on from last.pt in --out (an empty --out: start)")
+    flag("--resume", action="store_true", help="go on from last.pt in --out; start if --out is empty")
     flag("--device", default="auto", help="auto (cuda, mps or cpu), or a torch device")
     flag("--amp", action="store_true",
-         help="bfloat16 autocast (slower than without on a CPU that has no bfloat16 instructions)")
+         help="compute in bfloat16 (much slower on a CPU that has no bfloat16 instructions)")
     flag("--compile", action="store_true",
          help="torch.compile the network: faster on a GPU after half a minute, but not the same bits twice")
     args = parser.parse_args(argv)
@@ -355,14 +355,8 @@ def parse_args(argv=None):
 
 def main():
     args = parse_args()
-    try:
-        sole_owner(Path(args.out))
-        train(args)
-    except KeyboardInterrupt:
-        words = [word for word in sys.argv if word != "--resume"]
-        print("\ninterrupted. This goes on after the last finished epoch: "
-              + shlex.join(["python", *words, "--resume"]), file=sys.stderr)
-        sys.exit(130)
+    sole_owner(Path(args.out))
+    train(args)
 
 
 if __name__ == "__main__":

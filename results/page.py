@@ -7,6 +7,7 @@ report_curves.csv, claims.csv (each side is recipes, of which the best counts, o
 A run of `experiments.sh --list` counts if it is finished, has the listed command and saw the report's images.
 """
 import math
+import os
 import re
 import subprocess
 import sys
@@ -22,8 +23,8 @@ from utils import UserError, read_csv, read_run, run, write_text  # noqa: E402
 
 # ---------------------------------------------------------------- what is read
 def listing():
-    plain = ["env", "-u", "OUT", "-u", "EPOCHS", "-u", "LIMIT", "bash", "experiments.sh", "--list"]
-    return subprocess.check_output(plain, cwd=HERE.parent, text=True)
+    return subprocess.check_output(["bash", "experiments.sh", "--list"], cwd=HERE.parent, text=True,
+                                   env={"PATH": os.environ["PATH"]})  # without OUT, EPOCHS and the like
 
 
 def read_finished(folder, command):
@@ -34,7 +35,7 @@ def read_finished(folder, command):
     try:
         (best,) = read_csv(folder / "best.csv")
         at_best = next(row for row in log if row["epoch"] == best["epoch"])
-    except (ValueError, KeyError, StopIteration):
+    except (ValueError, TypeError, KeyError, StopIteration):
         raise UserError(f"{folder / 'best.csv'} is damaged: restore it, or train the run again") from None
     images = "--match-prob" in command or args.get("fingerprint") == REPORT_SHA256["train", 45000]
     settings = args["data"], args.get("train_images"), args.get("command"), args["epochs"]

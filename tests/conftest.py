@@ -40,18 +40,11 @@ def fixed_seed():
     torch.manual_seed(0)
 
 
-@pytest.fixture(autouse=True)
-def closed_figures():
-    """Those that a test looked at."""
-    yield
-    if "matplotlib.pyplot" in sys.modules:
-        sys.modules["matplotlib.pyplot"].close("all")
-
-
 @pytest.fixture
 def shown(monkeypatch):
     """The figures that analyze.py draws, by their files' names, in place of the files."""
     import analyze
     figures = {}
     monkeypatch.setattr(analyze, "save_figure", lambda figure, path: figures.update({path.name: figure}))
-    return figures
+    yield figures
+    analyze.pyplot().close("all")

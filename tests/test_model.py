@@ -77,13 +77,6 @@ def test_dropout_acts_after_the_last_n_blocks_only(n):
     assert acted == [False] * (len(acted) - n) + [True] * n and len(acted) >= 5
 
 
-def test_evaluation_has_no_dropout_and_maps_come_with_the_same_logits():
-    dropped, plain, x = CNN(5, 0.5).eval(), CNN(0).eval(), torch.randn(2, 3, 40, 40)
-    dropped.load_state_dict(plain.state_dict())  # dropout has no weights
-    logits, maps = dropped(x, return_maps=True)
-    assert torch.equal(logits, plain(x)) and logits.shape == (2, 10) and len(maps) >= 5
-
-
 @pytest.mark.parametrize("p", [0.0, 1e-6, 0.1, 0.37, 1.0])
 def test_dropout_is_torchs(p):
     """Share, scale, gradient and independence of nn.Dropout, whose mask only is drawn in another way."""
