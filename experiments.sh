@@ -86,10 +86,10 @@ dropout_last1_p0.2      0       --dropout-last 1 --dropout-p 0.2
 dropout_last2_p0.2      0       --dropout-last 2 --dropout-p 0.2
 dropout_last3_p0.2      0       --dropout-last 3 --dropout-p 0.2
 dropout_all_p0.2_cosine 0       $tuned --epochs 40 --dropout-last 5 --dropout-p 0.2
-lr_1e-4_plain           0,1,2   $plain --epochs 40 --lr 1e-4
-wd_1e-2_plain           0,1,2   $plain --epochs 40 --weight-decay 1e-2
-wd_5e-3_plain           0,1,2   $plain --epochs 40 --weight-decay 5e-3
-wd_1e-4_plain           0,1,2   $plain --epochs 40 --weight-decay 1e-4
+lr_1e-4_plain           0       $plain --epochs 40 --lr 1e-4
+wd_1e-2_plain           0       $plain --epochs 40 --weight-decay 1e-2
+wd_5e-3_plain           0       $plain --epochs 40 --weight-decay 5e-3
+wd_1e-4_plain           0       $plain --epochs 40 --weight-decay 1e-4
 bs32                    1,2     $plain --bs 32 --epochs 40
 rotate_5                1,2     $plain --epochs 40 --rotate 5
 step                    1,2     --dropout-last 0 --epochs 50 --schedule step
