@@ -119,9 +119,10 @@ case ${1:-} in
         exit ;;
     demo)
         set -e
+        rm -rf results/demo  # the code may have changed
         "$PYTHON" tests/synthetic.py data/synthetic
         "$PYTHON" data.py --data-dir data/synthetic --sheet results/demo/dataset.png
-        "$PYTHON" train.py --data-dir data/synthetic --out results/demo --epochs 8 --resume
+        "$PYTHON" train.py --data-dir data/synthetic --out results/demo --epochs 8
         "$PYTHON" analyze.py --data-dir data/synthetic --ckpt results/demo/best.pt
         echo "demo done, on synthetic data: look at results/demo/shortcut.png and mistakes.png"
         exit ;;

@@ -3,7 +3,7 @@
     python results/page.py        writes results/README.md and results/figures/*.png
 
 It reads the runs' CSVs, report.csv (the report's numbers, and our recipe of the same settings),
-report_curves.csv, claims.csv (each side is recipes, of which the best counts, or a val_acc) and sections.csv.
+report_curves.csv, claims.csv (each side is a val_acc, or recipes, of which the best counts) and sections.csv.
 A run of `experiments.sh --list` counts if it is finished, has the listed command and saw the report's images.
 """
 import math
@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from statistics import mean, median, stdev, variance
 
@@ -67,9 +68,11 @@ class Results:
 
     def spread(self, recipe):
         """The standard deviation of one run (NaN if not known), pooled over the recipes of its kind that have
-        several seeds. The kinds: dropout after every block, our own recipes, all others."""
+        several seeds. The kinds: dropout after every block, our own recipes, these without the exchange of
+        digits (with the shortcut, seeds differ more), all others."""
         def kind(name):
-            return name.startswith("dropout_all"), "--amp" in self.flags.get(name, "")
+            flags = self.flags.get(name, "")
+            return name.startswith("dropout_all"), "--amp" in flags, "--shuffle-digits 0" in flags
         groups = [self.values(name) for name in self.runs if kind(name) == kind(recipe)]
         groups = [accs for accs in groups if len(accs) > 1]
         squares = sum((len(accs) - 1) * variance(accs) for accs in groups)
@@ -171,16 +174,16 @@ def main():
     results = Results()
     figures = draw(results, read_csv(HERE / "report_curves.csv"), HERE / "figures")
     runs = sum(len(found) for found in results.runs.values())
-    missing = [name for name in results.flags if name not in results.runs]
-    missing += [name for name in results.missing if name.split("/")[0] in results.runs]
-    sds = [results.spread(name) for name in ("final", "best", "dropout_all_p0.2")]
+    missing = Counter(name.split("/")[0] for name in results.missing)
+    missing = [f"{name} ({n} of its seeds)" if name in results.runs else name for name, n in missing.items()]
+    sds = [results.spread(name) for name in ("final", "best", "best12_shuffle0", "dropout_all_p0.2")]
     sds = ["not known yet" if math.isnan(sd) else f"{sd:.2f} points" for sd in sds]
     claims = [[f"{section:g}".replace("nan", ""), claim, *judge(results, *sides)]
               for section, claim, *sides in (row.values() for row in read_csv(HERE / "claims.csv"))]
     ordinary = [read_csv(path)[0]["val_acc"] for path in sorted(HERE.glob("runs/ordinary/seed*/best.csv"))]
     tested = [row for row in claims if row[-1] != "not run"]
     page = f"""\
-# Every experiment of the report, beside the report
+# Every run, beside the report
 
 `python results/page.py` writes this page from the runs' files. {runs} of {runs + len(results.missing)} runs \
 are in; the last line names the others.
@@ -189,25 +192,26 @@ are in; the last line names the others.
 
 {beside_report(results)}
 
-val_acc is the best epoch's, train_acc the last epoch's. ≈ marks what was read off a figure of the report. \
-In brackets stands our run of the same settings.
+val_acc is the best epoch's, train_acc the last epoch's. ≈ marks what was read off a figure of the report, \
+to about 0.1. In brackets stands our run of the same settings.
 
 A difference is beyond chance if it is larger than two standard errors, else within noise. The standard \
 error of a mean of n runs is sd / √n; a number of the report counts as one run. The sd, the standard \
 deviation of one run, is pooled over the recipes that have several seeds: {sds[0]}; for our own recipes \
-(with `--amp`) {sds[1]}; with dropout after every block {sds[2]}. With few seeds it is uncertain.
+(with `--amp`) {sds[1]}, without exchanged digits {sds[2]}; with dropout after every block {sds[3]}. With \
+few seeds it is uncertain.
 
 An ordinary loop (`tests/ordinary.py`: ImageFolder, torchvision's transforms, DataLoader) trained the \
-baseline on the same images to {in_words(ordinary)}. It shares nothing that computes with `train.py`, so our \
-loop is not why the report's baseline is higher.
+baseline on the same images to {in_words(ordinary)}. It shares the images with `train.py`, but no code that \
+trains, so our loop is not why the report's baseline is higher.
 
 {figures["report"]}
 
 ## Every recipe that has run
 
 The flags are those in which a recipe differs from `final`. All accuracies are the best epoch's, and means \
-over the seeds; test_acc is that of the test images that were there, in CIFAR-10's order. `best` and `fast` \
-are our own.
+over the seeds; test_acc is that of the test images that were there: CIFAR-10's first. `best` and `fast` are \
+our own.
 
 {every_recipe(results)}
 
@@ -221,8 +225,8 @@ The machines did other work too, often another run.
 
 ## Claims
 
-First the report's claims; then ours: whether `--init fan_out` is better, and, for parts of `best`, whether \
-12 epochs without it are worse. {len(tested)} of {len(claims)} could be tested with the runs that are in.
+First the report's claims; then ours: is `--init fan_out` better, and is `best`, in 12 epochs, worse without \
+one of its parts? {len(tested)} of {len(claims)} could be tested with the runs that are in.
 
 {table("section, claim, measured, verdict", tested)}
 

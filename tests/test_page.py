@@ -16,7 +16,8 @@ RECIPES = {  # made-up flags
     "lr_min_1e-6": "--lr-min 1e-6",
     "warmup_cosine": "--g", "dropout_all_p0.1": "--dropout-last 5", "dropout_all_p0.2": "--dropout-p 0.2",
     "match0": "--match-prob 0", "best": "--h --amp --epochs 60", "best12": "--h --amp --epochs 12",
-    "best12_flip": "--h --amp --epochs 12 --flip 0.5", "mine": "--my-flag"}
+    "best12_flip": "--h --amp --epochs 12 --flip 0.5", "best12_shuffle0": "--h --amp --shuffle-digits 0",
+    "mine": "--my-flag"}
 
 
 def command(recipe, seed):
@@ -75,11 +76,13 @@ def test_means_and_spreads_are_those_computed_by_hand(folder):
     add_run(folder, "bs64", [60.0])                         # a single run says nothing of the spread
     add_run(folder, "dropout_all_p0.2", [50.0, 60.0])       # 25 + 25, apart
     add_run(folder, "best", [84.0, 84.2])                   # 0.01 + 0.01, apart
+    add_run(folder, "best12_shuffle0", [70.0, 72.0])        # 1 + 1, apart
     results = page.Results()
     sd = math.sqrt((2 + 0.5) / 3)
     assert results.spread("bs64") == pytest.approx(sd)
     assert results.spread("dropout_all_p0.1") == pytest.approx(math.sqrt(50))
     assert results.spread("best12") == pytest.approx(math.sqrt(0.02))
+    assert results.spread("best12_shuffle0") == pytest.approx(math.sqrt(2))
     assert results.ours("bs16") == (70.0, pytest.approx(sd / math.sqrt(3)), "70.00 (3 seeds, sd 1.00)")
     assert results.ours("bs64") == (60.0, pytest.approx(sd), "60.00 (1 seed)")
     assert results.ours("final")[2] == "not run"
@@ -103,8 +106,8 @@ def test_the_page_has_the_reports_numbers_beside_ours(folder):
     assert rows("best12 beats best12_flip", text)[0][3] == "holds"
     assert rows("a machine", text) == [["a machine", "4", "7"]]
     assert rows("a machine, --amp", text) == [["a machine, --amp", "6", "7"]]
-    assert "10 of 66 runs are in" in text
-    assert text.splitlines()[-1].startswith("Not run yet: baseline, bs64, bs32, ") and "bs16/seed1" in text
+    assert "10 of 69 runs are in" in text
+    assert text.splitlines()[-1].startswith("Not run yet: baseline, bs64, bs32, bs16 (2 of its seeds), ")
 
 
 def test_verdicts_follow_from_two_standard_errors(folder):
