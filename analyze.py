@@ -316,6 +316,9 @@ def analyze(args):
     print(f"loading the images of {args.data_dir}", flush=True)
     drawn = course_folder(Path(args.data_dir)) is None  # a course folder's images are fixed
     splits = load_splits(args.data_dir, trained.get("match_prob") if drawn else None)
+    if trained and trained["fingerprint"] != splits.fingerprint and not args.out:
+        usage_error(f"{path} was trained on other images than those of {args.data_dir}: name the "
+                    "--data-dir of its training, or a folder for this analysis with --out")
     classes, source, val = splits.classes, splits.source, splits.val.to(device)
     logits, image_norms = map_norms(model, val.images)
     layers = chosen_layers(args.layer, len(image_norms))
@@ -402,7 +405,8 @@ def main():
     parser.add_argument("--predict", metavar="DIR",
                         help="classify the images of DIR into predictions.txt instead; needs no --data-dir")
     parser.add_argument("--out", metavar="DIR", type=os.path.expanduser,
-                        help="folder of the figures (default: the checkpoint's folder)")
+                        help="folder of the figures (default: the checkpoint's folder; needed where "
+                             "--data-dir has other images than the training had)")
     add_data_dir(parser)
     parser.add_argument("--device", default="auto",
                         help="auto (cuda, mps or cpu), or a torch device (default: auto)")

@@ -73,8 +73,7 @@ def load_splits(data_dir, match_prob=None):
     cifar, cifar_test, classes = read_cifar(data_dir)
     mnist = read_mnist(data_dir)
     synthetic = (data_dir / "pairs.npz").exists()  # synthetic data bring their own
-    with np.load(data_dir / "pairs.npz" if synthetic else REPORT_PAIRS) as file:
-        pairs = {name: file[name].astype(np.int64) for name in file}
+    pairs = read_pairs(data_dir / "pairs.npz" if synthetic else REPORT_PAIRS)
     for (_, labels), name in (cifar, "cifar"), (mnist, "mnist"):
         if len(labels) <= max(pairs[f"train_{name}"].max(), pairs[f"val_{name}"].max()):
             raise UserError(f"{data_dir} has too few training images of {name.upper()}: {len(labels)}")
@@ -89,6 +88,17 @@ def load_splits(data_dir, match_prob=None):
     val = make_composites(cifar, pairs["val_cifar"], mnist, pairs["val_mnist"])
     test = make_composites(cifar_test, np.arange(len(test_digits)), mnist, test_digits)
     return Splits(train, val, test, classes, SYNTHETIC if synthetic else COMPOSITES, sha256(train.images))
+
+
+def read_pairs(path):
+    """Which image and which digit make each composite: a dict of int64 [N], indices into the two sources."""
+    names = [f"{split}_{source}" for split in ("train", "val", "test") for source in ("cifar", "mnist")]
+    try:
+        with np.load(path) as file:
+            return {name: file[name].astype(np.int64) for name in names}
+    except Exception as error:  # numpy and zipfile raise many kinds
+        raise UserError(f"{path} is damaged ({type(error).__name__}), expected {', '.join(names)}: restore "
+                        "it, or write the synthetic data again") from None
 
 
 def draw_digits(labels, digits, match_prob, rng):

@@ -18,7 +18,7 @@ fail() { echo "error: $1" >&2; exit 2; }
 for repo in "$(dirname "$(readlink -f "$0")")" "$PWD" "${SLURM_SUBMIT_DIR:-.}"; do
     [ -f "$repo/train.py" ] && break
 done
-# a relative folder is the caller's
+# a relative folder is relative to where this was called
 [ -z "${DATA_DIR:-}" ] || [ "${DATA_DIR:0:1}" = / ] || DATA_DIR=$PWD/$DATA_DIR
 [ -z "${OUT:-}" ] || [ "${OUT:0:1}" = / ] || OUT=$PWD/$OUT
 cd "$repo" && [ -f train.py ] || fail "train.py is not in $repo: start this from the repository"
@@ -113,6 +113,9 @@ list=$(table | grep -v '^ *#' | while read -r recipe seeds flags; do   # RECIPE/
     done
 done)
 case ${1:-} in
+    --help|-h)
+        sed -n '2,12s/^# \{0,1\}//p' experiments.sh
+        exit ;;
     --list)
         cut -f 2 <<< "$list"
         echo "# as a SLURM array: sbatch --array=0-$(($(wc -l <<< "$list") - 1)) experiments.sh"

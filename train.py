@@ -346,6 +346,8 @@ def parse_args(argv=None):
         args.warmup_epochs = args.epochs // 6
     if args.schedule == "warmup_cosine" and args.warmup_epochs >= args.epochs:
         parser.error(f"--warmup-epochs {args.warmup_epochs} must be fewer than --epochs {args.epochs}")
+    if args.schedule not in ("constant", "step") and args.lr_min > args.lr:
+        parser.error(f"--lr-min {args.lr_min} must not be above --lr {args.lr}")
     if args.erase_scale[0] > args.erase_scale[1]:
         parser.error("--erase-scale takes the lower share first")
     typed = [word for word in argv if word not in ("--resume", "--compile")]

@@ -68,8 +68,8 @@ class Results:
 
     def spread(self, recipe):
         """The standard deviation of one run (NaN if not known), pooled over the recipes of its kind that have
-        several seeds. The kinds: dropout after every block, our own recipes, these without the exchange of
-        digits (with the shortcut, seeds differ more), all others."""
+        several seeds. The kinds: dropout after every block, our own recipes, those of them without
+        --shuffle-digits (with the shortcut, seeds differ more), all others."""
         def kind(name):
             flags = self.flags.get(name, "")
             return name.startswith("dropout_all"), "--amp" in flags, "--shuffle-digits 0" in flags
@@ -145,12 +145,12 @@ def every_recipe(results):
     sections = {row["section"]: row["recipes"].split() for row in read_csv(HERE / "sections.csv")}
     others = [name for name in results.flags if name not in sum(sections.values(), [])]
     theirs = {row["run"]: in_report(row) for row in results.report}
-    best, rows = results.flags.get("best", "-").split(" --epochs")[0], []
+    best, rows = results.flags.get("best", "").split(" --epochs")[0], []
     for title, names in {**sections, "other runs": others}.items():
         names = [name for name in names if name in results.runs]
         rows += [[f"**{title}**"] + [""] * 6] if names else []
         for name in names:
-            flags = results.flags[name].replace(best, "BEST")
+            flags = results.flags[name].replace(best, "BEST") if best else results.flags[name]
             rows.append([name, f"`{flags}`" if flags else "", results.values(name, "args")[0]["epochs"],
                          results.ours(name)[2],
                          f"{results.mean(name, 'test_acc'):.2f} of {results.mean(name, 'test_images'):.0f}",

@@ -1,6 +1,7 @@
 """The analysis against naive loops, closed forms and made-up networks, and what it says of odd inputs."""
 import itertools
 import math
+import shutil
 import subprocess
 import sys
 
@@ -292,6 +293,17 @@ def test_notes_tell_of_other_images_and_another_accuracy(best, call, course, tmp
         printed = call("--out", tmp_path, "--ckpt", *flags)
         notes = [line for line in printed if line.startswith("note")]
         assert len(notes) == len(said) and all(words in note for words, note in zip(said, notes))
+
+
+def test_other_images_than_the_trainings_need_a_folder_of_their_own(best, call, course, capsys, tmp_path):
+    """So that a run's own analysis is not lost."""
+    (run := tmp_path / "run").mkdir()
+    shutil.copy(best, run)
+    (run / "analysis.txt").write_text("old")
+    with pytest.raises(SystemExit) as stop:
+        call("--ckpt", run / "best.pt", "--data-dir", course)
+    assert stop.value.code == 2 and "--out" in capsys.readouterr().err
+    assert {path.name: path.read_text() for path in run.glob("*.txt")} == {"analysis.txt": "old"}
 
 
 def test_of_a_course_folder_nothing_tells_of_digits_and_old_files_go(course, call, shown, tmp_path):

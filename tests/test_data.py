@@ -140,7 +140,7 @@ def copied(data_dir, tmp_path):
 
 
 @pytest.mark.parametrize("name", [f"{BINARY}/data_batch_3.bin", f"{BINARY}/test_batch.bin",
-                                  "MNIST/raw/train-images-idx3-ubyte", LABELS])
+                                  "MNIST/raw/train-images-idx3-ubyte", LABELS, "pairs.npz"])
 @pytest.mark.parametrize("damage", ["one byte short", "empty", "foreign"])
 def test_a_damaged_file_is_named_in_one_line(copied, name, damage):
     raw = (copied / name).read_bytes()

@@ -204,3 +204,10 @@ def test_under_sh_it_says_one_line():
     if result.returncode:  # where sh is bash, it works
         assert result.returncode == 2
         assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+
+
+def test_help_is_the_head_of_the_script():
+    for flag in ("--help", "-h"):
+        result = subprocess.run(["bash", ROOT / "experiments.sh", flag], capture_output=True, text=True)
+        assert result.returncode == 0 and "--list" in result.stdout and "DATA_DIR=" in result.stdout
+        assert "#" not in result.stdout and "error" not in result.stdout

@@ -182,6 +182,14 @@ def test_few_runs_are_enough(folder, runs):
     assert (folder / "figures" / "overview.png").exists() == bool(runs)
 
 
+def test_without_best_the_flags_are_written_out(folder, monkeypatch):
+    monkeypatch.setattr(page, "listing", lambda: f"{command('bs16', 0)} --resume\n")
+    add_run(folder, "bs16", [70.0])
+    page.main()
+    text = (folder / "README.md").read_text()
+    assert "BEST" not in text and f"`{RECIPES['bs16']}`" in text
+
+
 def test_the_ordinary_loop_stands_on_the_page(folder):
     for seed, acc in enumerate([61.0, 62.0]):
         write_csv(folder / f"runs/ordinary/seed{seed}/best.csv", [{"epoch": 3, "val_acc": acc}])

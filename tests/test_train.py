@@ -394,10 +394,11 @@ def test_bad_checkpoints_are_named(whole, tmp_path, content):
 
 
 @pytest.mark.parametrize("flags", [
-    "--bs 0", "--bs 1.5", "--epochs 0", "--lr nan", "--lr 0", "--lr inf", "--lr-min -1", "--erase 1.5",
-    "--shift 13", "--erase-scale 0.1 0.02", "--dropout-last -1", "--dropout-p 2", "--noise -1",
-    "--rotate 200", "--match-prob 1.1", "--shuffle-digits 2", "--label-smoothing 2", "--optimizer none",
-    "--schedule none", "--limit 0", "--seed -1", "--warmup-epochs 10 --epochs 10", "--device toaster",
+    "--bs 0", "--bs 1.5", "--epochs 0", "--lr nan", "--lr 0", "--lr inf", "--lr-min -1",
+    "--lr-min 1e-3 --lr 1e-4", "--erase 1.5", "--shift 13", "--erase-scale 0.1 0.02", "--dropout-last -1",
+    "--dropout-p 2", "--noise -1", "--rotate 200", "--match-prob 1.1", "--shuffle-digits 2",
+    "--label-smoothing 2", "--optimizer none", "--schedule none", "--limit 0", "--seed -1",
+    "--warmup-epochs 10 --epochs 10", "--device toaster",
     "--shuffle-digits 1", "--shift 1", "--flip-picture 1", "--match-prob 0.9"
 ])
 def test_bad_flags_exit_with_2(flags, capsys, tmp_path):
