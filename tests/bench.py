@@ -4,9 +4,8 @@
 
 Prints, and writes to results/bench.csv, at batch 16 and 64, in fp32 and bfloat16: images/s of training (the
 median of the rounds; the two loops take turns, each measurement in its own process); the seconds of an epoch
-(training, then evaluation of 5,000 training images and the validation images), from the images/s of both; the
-step's arithmetic as a share of this machine's matrix product; seconds from the start of train.py to its first
-step, and its peak memory; on a GPU also the memory there.
+(training, then evaluation of 5,000 training images and the validation images), from the images/s of both;
+seconds from the start of train.py to its first step, and its peak memory; on a GPU also the memory there.
 """
 import argparse
 import itertools
@@ -23,8 +22,6 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -114,20 +111,6 @@ def in_own_process(function, *args):
         return executor.submit(function, *args).result()
 
 
-def share_of_matmul(images_per_s, dtype, device):
-    """The arithmetic of training as a share of what a large matrix product does here (best of five; on a GPU
-    fp32 means TF32, as in its convolutions)."""
-    with FlopCounterMode(display=False) as step:
-        F.cross_entropy(CNN()(torch.randn(2, 3, 40, 40)), torch.tensor([0, 1])).backward()
-    n, seconds = 1024 if device.type == "cpu" else 8192, math.inf
-    a, b = torch.randn(2, n, n, device=device).to(dtype)
-    for _ in range(5):
-        start = time.perf_counter()
-        (a @ b)[0, 0].item()  # waits for the device
-        seconds = min(seconds, time.perf_counter() - start)
-    return images_per_s * step.get_total_flops() / 2 / (2 * n ** 3 / seconds)
-
-
 def start_and_memory(args):
     """Seconds from the start of train.py to its first step, and its peak memory over an epoch, in GB."""
     with tempfile.TemporaryDirectory() as folder:
@@ -155,8 +138,7 @@ def compare(folder, bs, amp, workers, args, device, splits):
     usual_epoch, epoch = images / usual + evaluated / usual_evaluation, images / ours + evaluated / evaluation
     return {"bs": bs, "precision": "bf16" if amp else "fp32", "ordinary_workers": workers,
             "ordinary_images_per_s": usual, "images_per_s": ours, "times_ordinary": ours / usual,
-            "ordinary_epoch_s": usual_epoch, "epoch_s": epoch, "epoch_times_ordinary": usual_epoch / epoch,
-            "share_of_matmul": share_of_matmul(ours, torch.bfloat16 if amp else torch.float32, device),
+            "ordinary_epoch_s": usual_epoch, "epoch_s": epoch,
             "ordinary_gpu_gb": usual_gpu, "gpu_gb": gpu,
             "ordinary_rounds": " ".join(f"{usual[0]:.0f}" for usual, _ in rounds),
             "rounds": " ".join(f"{ours[0]:.0f}" for _, ours in rounds)}
@@ -177,7 +159,6 @@ def main():
     flag("--rounds", metavar="N", type=number(int, 1), default=3, help="rounds; the median counts" + default)
     flag("--out", metavar="CSV", default="results/bench.csv", help="file of the results" + default)
     args = parser.parse_args()
-    torch.backends.cuda.matmul.allow_tf32 = True  # see share_of_matmul
     device, rows = pick_device(args.device), []
     (seconds, memory), splits = start_and_memory(args), load_splits(args.data_dir)
     about = {"seconds_to_first_step": seconds, "peak_memory_gb": memory, "images": splits.source,
