@@ -316,7 +316,8 @@ def analyze(args):
     print(f"loading the images of {args.data_dir}", flush=True)
     drawn = course_folder(Path(args.data_dir)) is None  # a course folder's images are fixed
     splits = load_splits(args.data_dir, trained.get("match_prob") if drawn else None)
-    if trained and trained["fingerprint"] != splits.fingerprint and not args.out:
+    other_images = bool(trained) and trained["fingerprint"] != splits.fingerprint
+    if other_images and not args.out:
         usage_error(f"{path} was trained on other images than those of {args.data_dir}: name the "
                     "--data-dir of its training, or a folder for this analysis with --out")
     classes, source, val = splits.classes, splits.source, splits.val.to(device)
@@ -331,7 +332,7 @@ def analyze(args):
 
     lines = [f"source {source}", f"epoch {checkpoint.get('epoch', 'unknown')}",
              f"val_acc {scores['acc']:.2f} ({len(val.labels)} images)"]
-    lines += doubts(checkpoint, trained, splits, scores["acc"])
+    lines += doubts(checkpoint, trained, other_images, scores["acc"])
     if splits.test:
         test_acc = evaluate(model, splits.test.to(device))["acc"]
         lines += [f"test_acc {test_acc:.2f} ({len(splits.test.labels)} images)"]
@@ -371,10 +372,10 @@ def chosen_layers(names, depth):
     return sorted({n for name in names for n in numbers[name]})
 
 
-def doubts(checkpoint, trained, splits, val_acc):
+def doubts(checkpoint, trained, other_images, val_acc):
     """Lines that warn where the images or the network differ from those of the training."""
     lines = []
-    if trained and trained["fingerprint"] != splits.fingerprint:
+    if other_images:
         lines += ["note: the network was trained on other images than the training images here, or in "
                   "another order: some of these validation images may be its training images"]
     elif trained and abs(checkpoint["val_acc"] - val_acc) > (1 if trained["amp"] else 0.2):
